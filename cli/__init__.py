@@ -1,0 +1,1 @@
+"""The front door. Imports lazily, so that `lading --help` starts fast."""

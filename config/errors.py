@@ -1,0 +1,69 @@
+"""Every error a user can meet, as one tree. Who catches what:
+
+* LadingError                 something the user is told in one or two sentences, without a traceback
+  + UsageError                refused before any work; exit code 2
+    - SpecError               the job spec: names file, key and the nearest valid spelling
+    - ModelError              the checkpoint: missing, incomplete, or refused for safety
+    - SourceError             the input: no such file, missing column, unreadable footer
+    - OutputError             the output: made by another job, other schema or recipe, not writable
+  + ShardError                one shard cannot be finished; it is marked failed with this reason
+    - SourceChanged           an input is no longer what the plan's snapshot says
+  + StopJob                   the whole run stops, what is published stays, the same command resumes; exit code 3
+    - TableChanged            the table was dropped, restored or re-made under the job
+
+Rows that fail are not exceptions: they are `Reject`s (pipelines/records.py).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LadingError(Exception):
+    """Base of all; `str()` is the whole message for the user: what, where, and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(LadingError):
+    exit_code = 2
+
+
+class SpecError(UsageError):
+    pass
+
+
+class ModelError(UsageError):
+    pass
+
+
+class SourceError(UsageError):
+    pass
+
+
+class OutputError(UsageError):
+    pass
+
+
+class ShardError(LadingError):
+    exit_code = 3
+
+
+class SourceChanged(ShardError):
+    pass
+
+
+class StopJob(LadingError):
+    exit_code = 3
+
+
+class TableChanged(StopJob):
+    pass
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the valid spelling nearest to `word`, else the list of valid ones."""
+    words = sorted(valid)
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else f"; valid: {', '.join(words)}"

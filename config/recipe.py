@@ -1,0 +1,65 @@
+"""The recipe: everything numerically relevant about one step, resolved once, hashed, stored with the output."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from .errors import SpecError
+
+RECIPE_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What turns one text (or pair of texts) into one result. Equal recipes give equal rows on every path.
+
+    `content` is the hash of the checkpoint's files, not its path; kernel and batch choices are not part of a
+    recipe (they go to the receipts). A field that holds its default is left out of the hash, so that a new
+    field does not change the hashes of old recipes.
+    """
+
+    task: str  # encode | score | extract
+    content: str  # sha256 over the checkpoint files that matter
+    architecture: str  # `model_type` of config.json
+    max_tokens: int  # per text, special tokens included
+    dims: int = 0  # encode: length of the stored vector, before binary packing
+    pooling: str = ""  # encode: mean | cls | max | last | mean_sqrt_len | weighted_mean
+    modules: tuple[str, ...] = ()  # folders of Dense modules applied after pooling, in order
+    normalize: bool = False  # encode: L2, after slicing to `dims`
+    prompt: str = ""  # put before every text
+    include_prompt: bool = True  # encode: whether the prompt's tokens are pooled
+    lower_case: bool = False  # sentence_bert_config.json's do_lower_case, applied before the tokenizer
+    precision: str = "float32"  # what the model computes in: float32 | bfloat16 | float16
+    vector_type: str = "float32"  # encode: what is stored: float32 | float16 | int8 | binary
+    long_text: str = "truncate"  # truncate | chunk | reject
+    chunk_tokens: int = 0  # chunk: tokens per chunk, special tokens included; 0 is max_tokens
+    chunk_overlap: int = 0  # chunk: tokens shared by neighbours
+    activation: str = ""  # score: identity | sigmoid
+    labels: tuple[str, ...] = ()  # extract: the label of each class id
+    aggregation: str = ""  # extract: simple (runs of one label become one entity)
+    version: int = RECIPE_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields that differ from their default, plus the version: what is hashed and stored."""
+        kept: dict[str, Any] = {"version": self.version}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.default is dataclasses.MISSING or value != field.default:
+                kept[field.name] = list(value) if isinstance(value, tuple) else value
+        return kept
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> Recipe:
+        """The inverse of `to_dict`. Raises SpecError for a version this release does not know."""
+        if stored.get("version") != RECIPE_VERSION:
+            raise SpecError(f"recipe version {stored.get('version')} is not {RECIPE_VERSION}, the one this release reads")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
+
+    @property
+    def hash(self) -> str:
+        """Sixteen hex digits that name this recipe in outputs and receipts."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""What a job is: spec, sources, manifest, sinks. No torch."""

@@ -1,0 +1,110 @@
+"""The records that cross between rooms: inputs, shards, rows, rejects, receipts. Plain data, no I/O."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+# Why a row is in the rejects. The code is for programs, `detail` in the Reject for people.
+REJECT_CODES = (
+    "empty-text",  # empty, or whitespace only
+    "null-text",
+    "null-id",
+    "duplicate-id",
+    "invalid-utf8",
+    "invalid-json",
+    "invalid-row",  # parsed, but a column is missing or of the wrong type
+    "too-long",  # long_text: reject
+    "not-finite",  # the model produced NaN or infinity
+    "failed",  # the model raised on this row alone
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Input:
+    """One file or table of the source, as the snapshot saw it."""
+
+    path: str  # absolute local path, or URL
+    size: int  # bytes; for a Lance table its rows
+    stamp: str  # ETag, else mtime in nanoseconds, else the table's version: changes when the content may have
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shard:
+    """A range of one input: the unit of retry and commit.
+
+    `start`/`stop` count what the source's format can seek to: rows (Parquet, CSV, Lance), bytes (JSONL), or
+    places in the snapshot's list of inputs (text folders, where a shard is a run of files).
+    """
+
+    number: int
+    input: int  # index into the snapshot's inputs
+    start: int
+    stop: int
+    rows: int | None = None  # exact where planning can know it
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reject:
+    """One input row that is not in the result, and why."""
+
+    shard: int
+    ordinal: int  # place among the shard's rows, in reading order, from 0
+    input: str  # path of the input
+    position: int  # row number (Parquet, CSV, Lance), byte offset (JSONL), 0 (text)
+    id: str | int | None
+    code: str  # one of REJECT_CODES
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rows:
+    """Some consecutive rows of a shard, good and bad ones.
+
+    `batch` holds the good rows in reading order: first column `id` (string or int64, never null), then the columns asked for, as typed in
+    the source. `ordinals` (int64, one per good row) are their places in the shard. Text columns may still
+    hold nulls and blanks: the adapter rejects those. `bad` are the rows that could not be read at all.
+    """
+
+    batch: pa.RecordBatch
+    ordinals: np.ndarray
+    positions: np.ndarray  # int64, one per good row; see Reject.position
+    paths: list[str] | str  # input path, or one per good row (text folders)
+    bad: list[Reject]
+
+    @property
+    def count(self) -> int:
+        """Input rows covered: good and bad."""
+        return self.batch.num_rows + len(self.bad)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What a finished (or failed) shard reports; the content of its marker. All row counts are input rows
+    except `rows_out`, which counts rows of the output (chunks, with chunking).
+
+    For a finished shard rows_in == rows_done + rejected; for a failed one rows_in is what the plan knows.
+    """
+
+    job: str
+    shard: int
+    generation: int
+    attempt: str  # random; decides whose files count
+    status: str = "done"  # done | failed
+    reason: str = ""  # failed: what happened and what to do
+    rows_in: int = 0
+    rows_done: int = 0
+    rows_out: int = 0
+    rejected: int = 0
+    rejects: dict[str, int] = dataclasses.field(default_factory=dict)  # code -> rows
+    rejects_file: str = ""  # name below the job's folder, "" without rejects
+    truncated: int = 0
+    tokens: int = 0
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # where the time went, by stage
+    kernel: str = ""
+    files: tuple[dict[str, Any], ...] = ()  # what the sink wrote, in the sink's own words
+    finished: float = 0.0  # Unix time, for people; nothing decides by it
+    version: int = 1

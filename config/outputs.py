@@ -1,0 +1,56 @@
+"""The result columns of a recipe, known before any model is loaded: adapters fill them, sinks store them."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from .recipe import Recipe
+
+ENTITY = pa.struct(
+    [
+        pa.field("text", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("score", pa.float32()),
+        pa.field("start", pa.int32()),  # characters, half open
+        pa.field("end", pa.int32()),
+    ]
+)
+DEFAULT_COLUMN = {"encode": "vector", "score": "score", "extract": "entities"}
+
+# Stored item type, and how a reader gets float32 back.
+_VECTORS: dict[str, tuple[pa.DataType, str]] = {
+    "float32": (pa.float32(), ""),
+    "float16": (pa.float16(), ""),
+    "int8": (pa.int8(), "{column} * {column}_scale"),
+    "binary": (pa.uint8(), "(unpackbits({column}) * 2 - 1) * {column}_scale, most significant bit first"),
+}
+
+
+def result_fields(recipe: Recipe, column: str = "") -> list[pa.Field]:
+    """The fields one item's result has, the main one named `column` (default: vector, score or entities).
+
+    A quantised vector brings a float32 `<column>_scale`, one per row, and says in its field metadata under
+    `lading.undo` how the two give the vector back.
+    """
+    name = column or DEFAULT_COLUMN[recipe.task]
+    if recipe.task == "score":
+        return [pa.field(name, pa.float32())]
+    if recipe.task == "extract":
+        return [pa.field(name, pa.list_(ENTITY))]
+    item, undo = _VECTORS[recipe.vector_type]
+    width = recipe.dims // 8 if recipe.vector_type == "binary" else recipe.dims
+    # Non-nullable items: readers and writers are 2-3 times faster without the validity bitmap.
+    vector = pa.field(name, pa.list_(pa.field("item", item, nullable=False), width))
+    if not undo:
+        return [vector]
+    return [vector.with_metadata({"lading.undo": undo.format(column=name)}), pa.field(f"{name}_scale", pa.float32())]
+
+
+def chunk_fields(text: str) -> list[pa.Field]:
+    """Further columns of an output row that is a chunk: its number in the document, its character offsets, its text."""
+    return [
+        pa.field("chunk", pa.int32()),
+        pa.field("start", pa.int32()),
+        pa.field("end", pa.int32()),
+        pa.field(text, pa.string()),
+    ]

@@ -77,14 +77,12 @@ class Ahead(Iterator[T]):
         return item
 
     def close(self) -> None:
-        """Let the thread end; it finishes the item it is working on."""
+        """Let the thread end; it finishes the item it is working on. Close a chain from its source on."""
         self._closed.set()
-        while True:  # make room for a put that is waiting
-            try:
-                self._items.get_nowait()
-            except queue.Empty:
-                break
         self._thread.join()
+        while not self._items.empty():
+            self._items.get_nowait()
+        self._items.put_nowait(_End(None))  # wakes a consumer in another thread
 
     def __enter__(self) -> Ahead[T]:
         return self

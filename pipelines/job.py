@@ -1,0 +1,149 @@
+"""From a spec to a job: everything is checked and resolved here, before any work. Needs no torch.
+
+`draft` writes nothing and is what `lading plan` shows; `start` makes the output and the job's folder, or finds
+the ones that are there.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..config.checkpoint import Checkpoint, locate, resolve
+from ..config.errors import ModelError
+from ..config.recipe import Recipe
+from . import sources
+from .manifest import Manifest, Plan
+from .provenance import metadata, output_schema, read_columns
+from .records import Input, Shard
+from .sinks import Sink, open_sink
+from .spec import JobSpec, StepSpec, identity, to_dict, validate
+
+JOB_ID_DIGITS = 12
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Draft:
+    """A checked job. `shards` and `duplicates` come from the plan of an earlier run where there is one."""
+
+    spec: JobSpec
+    id: str
+    format: str
+    inputs: list[Input]
+    shards: list[Shard]
+    duplicates: dict[int, np.ndarray]
+    checkpoint: Checkpoint
+    recipe: Recipe
+    schema: pa.Schema
+    sink: Sink
+    manifest: Manifest | None  # of an earlier run of the same job
+
+    @property
+    def rows(self) -> int | None:
+        """Input rows, where planning can know them without reading everything."""
+        counts = [shard.rows for shard in self.shards]
+        return None if any(count is None for count in counts) else sum(count or 0 for count in counts)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Job:
+    """A job that has its folder beside the output and its entry in the output."""
+
+    draft: Draft
+    manifest: Manifest
+
+    @property
+    def id(self) -> str:
+        return self.draft.id
+
+
+def job_id(spec: JobSpec, format: str, inputs: list[Input]) -> str:
+    """Hash of the spec as written and the snapshot of the source: the same question about the same data."""
+    asked = {"spec": identity(spec), "format": format, "inputs": [dataclasses.astuple(one) for one in inputs]}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:JOB_ID_DIGITS]
+
+
+def resolve_step(step: StepSpec, spec: JobSpec) -> tuple[Checkpoint, Recipe]:
+    """Find the step's checkpoint and settle its recipe. Raises ModelError."""
+    checkpoint = locate(step.model, step.revision)
+    recipe = resolve(
+        checkpoint,
+        task=step.verb,
+        max_tokens=step.max_tokens,
+        precision=step.precision,
+        dims=step.dims,
+        vector_type=step.vector_type,
+        prompt=step.prompt,
+        prompt_text=step.prompt_text,
+        activation=step.activation,
+        long_text=spec.policy.long_text,
+        chunk_tokens=spec.policy.chunk_tokens,
+        chunk_overlap=spec.policy.chunk_overlap,
+    )
+    return checkpoint, recipe
+
+
+def draft(spec: JobSpec) -> Draft:
+    """Check the whole job and plan its shards; writes nothing. Raises UsageError with what to change."""
+    validate(spec)
+    format, inputs = sources.snapshot(spec.source)
+    source = sources.check_columns(spec.source, format, inputs, read_columns(spec), texts=list(spec.steps[0].text))
+    checkpoint, recipe = resolve_step(spec.steps[0], spec)
+    schema = output_schema(spec, source, recipe)
+    schema = schema.with_metadata({**(schema.metadata or {}), **metadata(spec, recipe, checkpoint, schema)})
+    sink = open_sink(spec.sink.to)
+    id = job_id(spec, format, inputs)
+    manifest = Manifest.find(sink.output, id)
+    if manifest is not None:
+        _same_recipe(manifest.plan, recipe)
+        plan = manifest.plan
+        return Draft(spec, id, format, plan.inputs, plan.shards, plan.duplicates, checkpoint, recipe, schema, sink, manifest)
+    sink.check(id, schema, on_existing=spec.sink.on_existing)
+    shards, duplicates = sources.plan(spec.source, format, inputs, spec.policy.shard_rows)
+    return Draft(spec, id, format, inputs, shards, duplicates, checkpoint, recipe, schema, sink, None)
+
+
+def start(draft: Draft) -> Job:
+    """Make the job's folder and the output, or join those that are there. Idempotent, and safe to race."""
+    manifest = draft.manifest or Manifest.create(draft.sink.output, _plan(draft))
+    if not manifest.closed():
+        draft.sink.register(draft.id, draft.schema, on_existing=draft.spec.sink.on_existing)
+    return Job(draft, manifest)
+
+
+def _plan(draft: Draft) -> Plan:
+    step = draft.spec.steps[0]
+    model: dict[str, Any] = {"name": step.model, "folder": str(draft.checkpoint.folder), "origin": draft.checkpoint.origin}
+    return Plan(
+        job=draft.id,
+        spec=to_dict(draft.spec),
+        format=draft.format,
+        inputs=draft.inputs,
+        shards=draft.shards,
+        duplicates=draft.duplicates,
+        on_existing=draft.spec.sink.on_existing,
+        recipe=draft.recipe.to_dict(),
+        model=model,
+        schema=base64.b64encode(draft.schema.serialize().to_pybytes()).decode(),
+        created=time.time(),
+    )
+
+
+def _same_recipe(plan: Plan, recipe: Recipe) -> None:
+    bound = Recipe.from_dict(plan.recipe)
+    if bound.hash != recipe.hash:
+        now, then = recipe.to_dict(), bound.to_dict()
+        changed = sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
+        raise ModelError(
+            f"job {plan.job} began with recipe {bound.hash}, the model now gives {recipe.hash} (changed: {', '.join(changed)}); "
+            "put the first checkpoint back to finish the job, or write to another output"
+        )
+
+

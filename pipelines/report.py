@@ -1,0 +1,93 @@
+"""What an output's jobs say of themselves, read from their folders: status and rejects. Changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from ..config.errors import OutputError
+from .manifest import Manifest, jobs
+from .records import Reject
+from .sinks import find_output
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class JobStatus:
+    """One job; rows are input rows, `rows_total` None where the source does not say before it is read."""
+
+    job: str
+    output: str
+    state: str  # finished | unfinished: nobody says here whether a process is at work on it
+    rows_total: int | None
+    rows_done: int
+    rejected: int
+    failed: int
+    failure: str
+    shards_done: int
+    shards_total: int
+    created: float  # Unix time
+    last_receipt: float  # Unix time, 0.0 before the first
+    rows_per_s: float  # from the plan's making to the last receipt
+    seconds_left: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def status(output: str) -> list[JobStatus]:
+    """Every job that writes to `output` (a path or sink URL), newest first. Raises OutputError where there is none."""
+    found = find_output(output)
+    names = jobs(found)
+    if not names:
+        raise OutputError(f"no job has written to {output}: looked in {found}.lading/jobs")
+    manifests = [Manifest.open(found, name) for name in names]
+    return sorted((_status(found, manifest) for manifest in manifests), key=lambda one: -one.created)
+
+
+def _status(output: str, manifest: Manifest) -> JobStatus:
+    plan, totals = manifest.plan, manifest.totals()
+    counts = [shard.rows for shard in plan.shards]
+    total = None if any(count is None for count in counts) else sum(count or 0 for count in counts)
+    last = max((receipt.finished for receipt in manifest.receipts()), default=0.0)
+    elapsed = max(last - plan.created, 0.0)
+    rows = totals.done + totals.rejected
+    closed = manifest.closed()
+    rate = rows / elapsed if elapsed else 0.0
+    left_shards = len(plan.shards) - totals.shards_done
+    per_shard = elapsed / totals.shards_done if totals.shards_done else None
+    return JobStatus(
+        job=plan.job,
+        output=output,
+        state="finished" if closed else "unfinished",
+        rows_total=total,
+        rows_done=totals.done,
+        rejected=totals.rejected,
+        failed=totals.failed,
+        failure=totals.failure,
+        shards_done=totals.shards_done,
+        shards_total=len(plan.shards),
+        created=plan.created,
+        last_receipt=last,
+        rows_per_s=rate,
+        seconds_left=0.0 if closed else left_shards * per_shard if per_shard is not None else None,
+    )
+
+
+def age(stamp: float) -> str:
+    """`stamp` (Unix time) as seen from now, for people."""
+    seconds = max(time.time() - stamp, 0.0)
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def rejects(output: str, job: str | None = None) -> Iterator[Reject]:
+    """The rejected rows of one job, or of all jobs of the output, newest job first. Raises OutputError."""
+    names = [one.job for one in status(output)]
+    if job is not None and job not in names:
+        raise OutputError(f"{output} has no job {job}; its jobs: {', '.join(names)}")
+    for name in [job] if job is not None else names:
+        yield from Manifest.open(find_output(output), name).rejects()

@@ -1,0 +1,157 @@
+"""Rows on their way through the engine: from read to a finished shard. Knows Arrow, neither models nor files."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+
+from ..adapters.contract import Outputs, Prepared
+from ..pipelines.manifest import Work
+from ..pipelines.records import Receipt, Reject, Rows
+
+
+@dataclasses.dataclass(slots=True)
+class Part:
+    """One `Rows` of a shard with its items; complete when every item has its result."""
+
+    shard: ShardInFlight
+    rows: Rows
+    prepared: Prepared
+    missing: int
+    done: list[tuple[np.ndarray, pa.RecordBatch]] = dataclasses.field(default_factory=list)
+    failed: dict[int, tuple[str, str]] = dataclasses.field(default_factory=dict)  # item -> (reject code, detail)
+
+    def take(self, items: np.ndarray, results: pa.RecordBatch) -> None:
+        """Results of some items, in the order of `items`."""
+        self.done.append((items, results))
+        self.missing -= len(items)
+
+    def fail(self, item: int, code: str, detail: str) -> None:
+        """An item that will get no result."""
+        self.failed[item] = (code, detail)
+        self.missing -= 1
+
+
+@dataclasses.dataclass(slots=True)
+class ShardInFlight:
+    """A shard between its first row read and its marker."""
+
+    work: Work
+    parts: list[Part] = dataclasses.field(default_factory=list)
+    all_read: bool = False
+    started: bool = False  # some of its items were on the device
+    failure: str = ""
+    tokens: int = 0
+    run_s: float = 0.0
+
+    @property
+    def complete(self) -> bool:
+        return self.all_read and all(part.missing == 0 for part in self.parts)
+
+
+def split_outputs(parts: list[tuple[Part, np.ndarray]], outputs: Outputs) -> None:
+    """Hand one batch's results back to the parts its items came from."""
+    start = 0
+    for part, items in parts:
+        stop = start + len(items)
+        bad = [n for n in range(start, stop) if n in outputs.bad] if outputs.bad else []
+        if bad:
+            for n in bad:
+                part.fail(int(items[n - start]), "not-finite", outputs.bad[n])
+            good = np.setdiff1d(np.arange(start, stop), bad)
+            part.take(items[good - start], outputs.batch.take(pa.array(good)))
+        else:
+            part.take(items, outputs.batch.slice(start, stop - start))
+        start = stop
+
+
+def part_table(part: Part, keep: list[str], text: str, schema: pa.Schema) -> tuple[pa.Table, list[Reject]]:
+    """The output rows of a complete part, in reading order, and the rejects among its input rows.
+
+    A row with several items (chunks) is in the table with all of them, or it is a reject.
+    """
+    prepared, rows = part.prepared, part.rows
+    failed_rows = dict(prepared.bad)
+    for item, why in sorted(part.failed.items()):
+        failed_rows.setdefault(int(prepared.rows[item]), why)
+    rejects = [*rows.bad, *(_reject(part, row, *why) for row, why in failed_rows.items())]
+    rejects.sort(key=lambda reject: reject.ordinal)
+
+    order = np.concatenate([items for items, _ in part.done]) if part.done else np.empty(0, np.int64)
+    if failed_rows:
+        lost = np.isin(prepared.rows[order], np.fromiter(failed_rows, np.int64))
+    else:
+        lost = np.zeros(len(order), bool)
+    places = np.argsort(order, kind="stable")
+    places = places[~lost[places]]
+    items = order[places]
+    if len(items) == 0:
+        return schema.empty_table(), rejects
+    results = pa.Table.from_batches([batch for _, batch in part.done]).take(pa.array(places)).combine_chunks()
+    # Without chunks and rejects every row has its item in its place: nothing to gather.
+    source_rows = prepared.rows[items]
+    whole = len(items) == rows.batch.num_rows and bool((np.diff(source_rows) == 1).all())
+    source = rows.batch if whole else rows.batch.take(pa.array(source_rows))
+
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {name: source.column(name) for name in ("id", *keep)}
+    if prepared.extra is not None:
+        extra = prepared.extra.take(pa.array(items))
+        documents = source.column("id")
+        columns["doc_id"] = documents
+        numbers = extra.column("chunk").to_pylist()
+        columns["id"] = pa.array([f"{doc}#{n}" for doc, n in zip(documents.to_pylist(), numbers, strict=True)], pa.string())
+        columns.update({name: extra.column(name) for name in ("chunk", "start", "end")})
+        if text in keep:
+            columns[text] = extra.column("text")
+    names = iter(results.column_names)
+    result_names = [field.name for field in schema if field.name not in columns]
+    for name in result_names:  # the adapter's columns, under the names the job gave them
+        columns[name] = results.column(next(names))
+    return pa.Table.from_arrays([columns[field.name] for field in schema], schema=schema), rejects
+
+
+def _reject(part: Part, row: int, code: str, detail: str) -> Reject:
+    rows = part.rows
+    path = rows.paths if isinstance(rows.paths, str) else rows.paths[row]
+    return Reject(
+        shard=part.shard.work.shard.number,
+        ordinal=int(rows.ordinals[row]),
+        input=path,
+        position=int(rows.positions[row]),
+        id=rows.batch.column("id")[row].as_py(),
+        code=code,
+        detail=detail,
+    )
+
+
+def finish(shard: ShardInFlight, *, keep: list[str], text: str, schema: pa.Schema) -> tuple[pa.Table, list[Reject], Receipt]:
+    """A complete shard's output, its rejects, and its receipt as far as the engine knows it."""
+    tables: list[pa.Table] = []
+    rejects: list[Reject] = []
+    rows_in = 0
+    for part in shard.parts:
+        table, bad = part_table(part, keep, text, schema)
+        tables.append(table)
+        rejects += bad
+        rows_in += part.rows.count
+    counts: dict[str, int] = {}
+    for reject in rejects:
+        counts[reject.code] = counts.get(reject.code, 0) + 1
+    table = pa.concat_tables(tables).combine_chunks() if tables else schema.empty_table()
+    receipt = Receipt(
+        job="",
+        shard=shard.work.shard.number,
+        generation=shard.work.generation,
+        attempt="",
+        rows_in=rows_in,
+        rows_done=rows_in - len(rejects),
+        rows_out=table.num_rows,
+        rejected=len(rejects),
+        rejects=counts,
+        truncated=sum(part.prepared.truncated for part in shard.parts),
+        tokens=shard.tokens,
+        seconds={"run": round(shard.run_s, 6)},
+    )
+    return table, rejects, receipt

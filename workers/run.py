@@ -1,0 +1,268 @@
+"""Runs a job in this process, without any broker: the same reading, engine and sinks that a queue worker uses."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+
+from .. import adapters
+from ..config.errors import StopJob
+from ..config.settings import Settings
+from ..config.settings import load as load_settings
+from ..pipelines import sources
+from ..pipelines.job import Job
+from ..pipelines.manifest import Work
+from ..pipelines.provenance import kept_columns, read_columns
+from ..pipelines.records import Receipt, Rows
+from .engine import Engine
+from .parts import ShardInFlight, finish
+from .stages import Clock
+from .summary import Progress, Summary
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    job: Job,
+    *,
+    device: str = "auto",
+    batch_tokens: int = 0,
+    threads: int = 0,
+    stop: threading.Event | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Summary:
+    """Do what is left of the job and fold it into the output; returns what came of it.
+
+    `stop` ends the run after the shards in flight. Raises LadingError only where nothing could be begun;
+    what ends a run that has begun is in the summary's `state` and `reason`. All that was published stays,
+    and the same call resumes.
+    """
+    if job.manifest.closed():
+        return _summary(job, "nothing to do")
+    return _Run(job, load_settings(), stop or threading.Event(), on_progress).run(device, batch_tokens, threads)
+
+
+class _Run:
+    """One pass over the shards that are still to be done. The device loop is in the calling thread; one more thread writes."""
+
+    def __init__(self, job: Job, settings: Settings, stop: threading.Event, on_progress: Callable[[Progress], None]) -> None:
+        self.job, self.settings, self.stop, self.on_progress = job, settings, stop, on_progress
+        self.draft, self.manifest, self.sink = job.draft, job.manifest, job.draft.sink
+        self.step = self.draft.spec.steps[0]
+        self.write_clock, self.fold_clock = Clock(), Clock()
+        self.folds = self.conflicts = self.rows_run = self.rejected = self.done_rows = self.done_shards = 0
+        self.last_fold = self.began = time.monotonic()
+        self.engine: Engine | None = None
+
+    def run(self, device: str, batch_tokens: int, threads: int) -> Summary:
+        self.manifest.reopen_failed()
+        works = self.manifest.work()
+        if not works:  # all published, by an earlier run or another process; perhaps not all folded
+            return self._end("finished", "", 0.0)
+        began = time.monotonic()
+        adapter = adapters.load(self.draft.recipe, self.draft.checkpoint.folder, device=device, threads=threads)
+        load_s = time.monotonic() - began
+        budget = batch_tokens or self.settings.batch_tokens(adapter.device)
+        self.engine = Engine(
+            adapter=adapter,
+            read_shard=self._read,
+            texts=list(self.step.text),
+            budget=budget,
+            window=max(self.settings.window_tokens, budget),
+            stop=self.stop,
+            on_batch=self._tell,
+        )
+        totals = self.manifest.totals()
+        self.done_rows, self.rejected, self.done_shards = totals.done, totals.rejected, totals.shards_done
+        self.began = self.last_fold = time.monotonic()
+        state, reason = "finished", ""
+        try:
+            while works and not self.stop.is_set():
+                self._pass(works)
+                works = self.manifest.work()  # what others claimed and lost, or left half done
+            if works:
+                state, reason = "interrupted", "stopped on request; the same command resumes"
+        except StopJob as error:
+            state, reason = "stopped", str(error)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
+                raise
+            state, reason = "stopped", f"{error.strerror}: {error.filename or self.sink.output}; free space and run the same command again"
+        return self._end(state, reason, load_s)
+
+    def _pass(self, works: list[Work]) -> None:
+        """Every shard of `works` through the engine and the writing thread."""
+        assert self.engine is not None
+        shards = self.engine.shards(self._unclaimed(works))
+        with ThreadPoolExecutor(1, thread_name_prefix="lading-write") as writer, contextlib.closing(shards):
+            writing: list[Future[None]] = []
+            for shard in shards:
+                writing.append(writer.submit(self._write, shard))
+                while len(writing) > 2:  # a slow sink holds the device back rather than filling memory
+                    writing.pop(0).result()
+                writing = [one for one in writing if not (one.done() and one.result() is None)]
+            for one in writing:
+                one.result()
+
+    def _unclaimed(self, works: list[Work]) -> Iterator[Work]:
+        """Shards that no other process has published meanwhile."""
+        return (work for work in works if not self.manifest.published(work.shard.number, work.generation))
+
+    def _read(self, work: Work) -> Iterator[Rows]:
+        draft = self.draft
+        batches = sources.read(
+            draft.spec.source,
+            draft.format,
+            draft.inputs,
+            work.shard,
+            read_columns(draft.spec),
+            texts=list(self.step.text),
+            duplicates=draft.duplicates.get(work.shard.number),
+        )
+        for rows in batches:
+            yield rows if work.ordinals is None else only(rows, work.ordinals)
+
+    # -- the writing thread
+
+    def _write(self, shard: ShardInFlight) -> None:
+        with self.write_clock:
+            receipt = self._publish(shard)
+        self.done_shards += 1
+        self.done_rows += receipt.rows_done
+        self.rejected += receipt.rejected
+        self.rows_run += receipt.rows_in
+        if time.monotonic() - self.last_fold >= self.settings.fold_interval_s:
+            self._fold()
+        limit = self.draft.spec.policy.max_rejects
+        if limit is not None and self.rejected > limit:
+            raise StopJob(f"{self.rejected} rows rejected, more than max_rejects = {limit}: see lading rejects {self.sink.output}")
+
+    def _publish(self, shard: ShardInFlight) -> Receipt:
+        """Stage the rows, then decide by the marker whether they count. Returns the receipt that counts."""
+        assert self.engine is not None
+        work, attempt = shard.work, secrets.token_hex(8)
+        own = {"job": self.job.id, "attempt": attempt, "kernel": self.engine.adapter.kernel, "finished": time.time()}
+        if shard.failure:
+            known = work.shard.rows or 0
+            failed = Receipt(shard=work.shard.number, generation=work.generation, status="failed", reason=shard.failure, rows_in=known, **own)
+            return self.manifest.publish(failed)
+        spec = self.draft.spec
+        table, rejects, receipt = finish(shard, keep=kept_columns(spec), text=self.step.text[0], schema=self.draft.schema)
+        shard.parts.clear()
+        files = self.sink.stage(self.job.id, work.shard.number, work.generation, attempt, table)
+        name = self.manifest.write_rejects(work.shard.number, work.generation, attempt, rejects) if rejects else ""
+        receipt = dataclasses.replace(receipt, files=files, rejects_file=name, **own)
+        winner = self.manifest.publish(receipt)
+        if winner.attempt != attempt:
+            log.info("shard %d was published by another process; its rows count, ours are dropped", work.shard.number)
+            self.sink.discard(files)
+        return winner
+
+    def _fold(self) -> None:
+        with self.fold_clock:
+            folded = self.sink.fold(self.job.id, self.manifest.finished())
+        self.folds += folded.shards > 0
+        self.conflicts += folded.conflicts
+        self.last_fold = time.monotonic()
+
+    # -- the end
+
+    def _end(self, state: str, reason: str, load_s: float) -> Summary:
+        """Fold what is published; close the job if all of it is. Counts must balance or this raises."""
+        if state != "stopped":
+            self._fold()
+        totals = self.manifest.totals()
+        if state == "finished" and totals.shards_failed:
+            state, reason = "unfinished", f"{totals.shards_failed} shards failed: {totals.failure}"
+        summary = _summary(self.job, state, reason, run=self, load_s=load_s)
+        if state == "finished":
+            self.manifest.close(summary.to_dict())
+            self.sink.unregister(self.job.id)
+        return summary
+
+    def _tell(self) -> None:
+        assert self.engine is not None
+        gauges = self.engine.gauges
+        self.on_progress(
+            Progress(
+                rows_done=self.done_rows,
+                rejected=self.rejected,
+                rows_total=self.draft.rows,
+                shards_done=self.done_shards,
+                shards_total=len(self.draft.shards),
+                tokens=gauges.cost,
+                elapsed_s=time.monotonic() - self.began,
+                fill=gauges.fill,
+            )
+        )
+
+
+def only(rows: Rows, ordinals: np.ndarray) -> Rows:
+    """The rows of a shard that a later generation covers."""
+    wanted = np.isin(rows.ordinals, ordinals)
+    places = np.flatnonzero(wanted)
+    chosen = set(ordinals.tolist())
+    return Rows(
+        batch=rows.batch.take(pa.array(places)),
+        ordinals=rows.ordinals[wanted],
+        positions=rows.positions[wanted],
+        paths=rows.paths if isinstance(rows.paths, str) else [rows.paths[place] for place in places],
+        bad=[reject for reject in rows.bad if reject.ordinal in chosen],
+    )
+
+
+def _summary(job: Job, state: str, reason: str = "", *, run: _Run | None = None, load_s: float = 0.0) -> Summary:
+    totals = job.manifest.totals()
+    measured: dict[str, object] = {}
+    if run is not None and run.engine is not None:
+        gauges = run.engine.gauges
+        clocks = {
+            "read": gauges.read,
+            "prepare": gauges.prepare,
+            "run": gauges.run,
+            "hand out": gauges.hand_out,
+            "wait": gauges.wait,
+            "write": run.write_clock,
+            "fold": run.fold_clock,
+        }
+        measured = {
+            "tokens": gauges.cost,
+            "rows_run": run.rows_run,
+            "elapsed_s": time.monotonic() - run.began,
+            "fill": gauges.fill,
+            "busy": gauges.busy,
+            "kernel": run.engine.adapter.kernel,
+            "seconds": {name: round(clock.wall, 3) for name, clock in clocks.items()},
+            "cpu_seconds": {name: round(clock.cpu, 3) for name, clock in clocks.items()},
+            "folds": run.folds,
+            "conflicts": run.conflicts,
+        }
+    return Summary(
+        job=job.id,
+        output=job.draft.sink.output,
+        state=state,
+        reason=reason,
+        rows_in=totals.rows_in,
+        rows_done=totals.done,
+        rejected=totals.rejected,
+        failed=totals.failed,
+        remaining_shards=totals.shards - totals.shards_done,
+        rows_out=totals.rows_out,
+        rejects=totals.rejects,
+        truncated=totals.truncated,
+        load_s=load_s,
+        ids_checked=job.draft.spec.source.check_ids or not job.draft.spec.source.id,
+        **measured,  # pyright: ignore[reportArgumentType]
+    )
+
+

@@ -1,0 +1,89 @@
+"""What a run tells people and scripts: progress while it goes, a summary at its end. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+EXIT_CODES = {"finished": 0, "nothing to do": 0, "unfinished": 3, "stopped": 3, "interrupted": 130}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Progress:
+    """Where the job stands; rows are input rows, this run's and earlier ones'."""
+
+    rows_done: int
+    rejected: int
+    rows_total: int | None  # None: the source does not say before it is read
+    shards_done: int
+    shards_total: int
+    tokens: int  # this run's
+    elapsed_s: float
+    fill: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.elapsed_s if self.elapsed_s else 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The end of a run. Row counts are input rows of the whole job, except `rows_out`; rates and seconds are this run's."""
+
+    job: str
+    output: str
+    state: str  # one of EXIT_CODES
+    reason: str = ""  # why it is not finished, and what to do
+    rows_in: int = 0
+    rows_done: int = 0
+    rejected: int = 0
+    failed: int = 0  # rows of failed shards, as far as known
+    remaining_shards: int = 0
+    rows_out: int = 0
+    rejects: dict[str, int] = dataclasses.field(default_factory=dict)
+    truncated: int = 0
+    tokens: int = 0  # this run
+    rows_run: int = 0  # this run
+    elapsed_s: float = 0.0  # model load left out
+    load_s: float = 0.0
+    fill: float = 1.0
+    busy: float = 0.0
+    kernel: str = ""
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # wall, by stage
+    cpu_seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # of the stage's own thread
+    folds: int = 0
+    conflicts: int = 0
+    ids_checked: bool = True
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.state]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "exit_code": self.exit_code}
+
+    def lines(self) -> list[str]:
+        """The summary for people."""
+        if self.state == "nothing to do":
+            return [f"nothing to do: job {self.job} is finished; {self.rows_done:,} rows are in {self.output}, {self.rejected:,} rejected"]
+        head = f"{self.state}: {self.rows_done:,} of {self.rows_in:,} rows in {self.output} (job {self.job})"
+        if self.reason:
+            head += f"\n  {self.reason}"
+        lines = [head]
+        if self.rows_out != self.rows_done:
+            lines.append(f"  {self.rows_out:,} output rows (chunks)")
+        if self.rejected:
+            why = ", ".join(f"{count:,} {code}" for code, count in sorted(self.rejects.items()))
+            lines.append(f"  {self.rejected:,} rejected ({why}): lading rejects {self.output}")
+        if self.failed or self.remaining_shards:
+            lines.append(f"  {self.remaining_shards:,} shards to do, {self.failed:,} rows in failed shards; the same command resumes")
+        if self.truncated:
+            lines.append(f"  {self.truncated:,} texts were longer than the model's limit and truncated (--long-text chunk or reject to change)")
+        if not self.ids_checked:
+            lines.append("  ids were not checked for duplicates (check_ids: false)")
+        if self.rows_run and self.elapsed_s:
+            rate = f"{self.rows_run / self.elapsed_s:,.0f} rows/s, {self.tokens / self.elapsed_s:,.0f} tokens/s"
+            lines.append(f"  {rate}; fill {self.fill:.1%}, device busy {self.busy:.1%}; model loaded in {self.load_s:.1f} s")
+            stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
+            lines.append(f"  seconds: {stages}; {self.folds} commits, {self.conflicts} conflicts; {self.kernel}")
+        return lines

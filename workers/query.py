@@ -17,7 +17,7 @@ from ..config.checkpoint import locate, resolve
 from ..config.errors import ModelError, OutputError, nearest
 from ..config.recipe import Recipe
 from ..pipelines.provenance import RECIPES
-from ..pipelines.sinks import Reading, open_reading
+from ..pipelines.reading import Reading, open_reading
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,1 +1,5 @@
 """The front door. Imports lazily, so that `lading --help` starts fast."""
+
+from .app import main
+
+__all__ = ["main"]

@@ -1,0 +1,116 @@
+"""The verbs that look at an output (status, rejects, query) or tidy it up (optimize)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import options as opt
+from .progress import duration
+
+if TYPE_CHECKING:
+    from ..pipelines.report import JobStatus
+
+OUTPUT = click.argument("output", metavar="OUTPUT")
+
+
+@click.command()
+@OUTPUT
+@opt.JSON
+def status(output: str, as_json: bool) -> None:
+    """Show how far the jobs of OUTPUT are.
+
+    Rows done and rejected, rate and time left, newest job first.
+    """
+    from ..pipelines.report import status as status_of
+
+    found = status_of(output)
+    if as_json:
+        click.echo(json.dumps([one.to_dict() for one in found]))
+        return
+    for one in found:
+        click.echo("\n".join(_status_lines(one)))
+
+
+def _status_lines(one: JobStatus) -> list[str]:
+    from ..pipelines.report import age
+
+    of = f" of {one.rows_total:,}" if one.rows_total is not None else ""
+    lines = [
+        f"job {one.job}: {one.state}, begun {age(one.created)}",
+        f"  {one.rows_done:,}{of} rows done, {one.rejected:,} rejected, {one.shards_done:,} of {one.shards_total:,} shards",
+    ]
+    if one.failed or one.failure:
+        lines.append(f"  {one.failed:,} rows in failed shards: {one.failure}")
+    if one.state != "finished":
+        last = f"last shard {age(one.last_receipt)}" if one.last_receipt else "no shard yet"
+        lines.append(f"  {one.rows_per_s:,.1f} rows/s since it began, {last}, {duration(one.seconds_left)} left")
+    return lines
+
+
+@click.command()
+@OUTPUT
+@click.option("--job", metavar="ID", help="Only this job's.  [default: every job's]")
+@opt.JSON
+def rejects(output: str, job: str | None, as_json: bool) -> None:
+    """List the rows that are not in OUTPUT, and why.
+
+    With --json, one object per line.
+    """
+    from ..pipelines.report import rejects as rejects_of
+
+    for one in rejects_of(output, job):
+        if as_json:
+            click.echo(json.dumps(dataclasses.asdict(one)))
+        else:
+            named = "" if one.id is None else f"  id {one.id}"
+            click.echo(f"{one.code}  {one.input}:{one.position}{named}  {one.detail}")
+
+
+@click.command()
+@OUTPUT
+@click.argument("text")
+@click.option("--top", metavar="N", type=opt.COUNT, default=5, show_default=True, help="How many rows.")
+@click.option("--column", metavar="COL", default="", help="Which vectors, where there are several.")
+@opt.options(opt.DEVICE)
+@opt.JSON
+def query(output: str, text: str, top: int, column: str, device: str, as_json: bool) -> None:
+    """Find the rows of OUTPUT nearest to TEXT.
+
+    TEXT is embedded by the model that made the output, with its query prompt.
+    """
+    from ..workers.query import query as query_of
+
+    hits = query_of(output, text, top=top, column=column, device=device)
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(hit) for hit in hits], default=str))
+        return
+    width = shutil.get_terminal_size((100, 24)).columns
+    for hit in hits:
+        click.echo(_clip(f"{hit.score:.3f}  {hit.id}  {hit.text}", width))
+
+
+def _clip(text: str, width: int) -> str:
+    one_line = " ".join(text.split())
+    return one_line if len(one_line) <= width else one_line[: width - 1] + "…"
+
+
+@click.command()
+@OUTPUT
+@opt.JSON
+def optimize(output: str, as_json: bool) -> None:
+    """Compact and index OUTPUT.
+
+    Also removes what lost attempts left behind. Safe while jobs write.
+    """
+    from ..pipelines.optimize import optimize as optimize_output
+
+    done: Any = optimize_output(output)
+    click.echo(json.dumps(done.to_dict()) if as_json else "\n".join(done.lines()))
+
+
+VERBS = (status, rejects, query, optimize)

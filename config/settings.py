@@ -1,0 +1,126 @@
+"""Settings of the machine and the installation, from four layers. The only reader of LADING_* settings.
+
+Packaged defaults.yaml < settings.yaml in LADING_CONFIG_DIR < LADING_<KEY> in the environment < the command line,
+whose part is the caller's (`dataclasses.replace`). What a job computes is never a setting: that is the job spec.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.resources
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import UsageError, nearest
+from .strict_yaml import load_mapping, parse_mapping
+
+FILE = "settings.yaml"
+WINDOW_BATCHES = 64  # batches' worth of tokens sorted together unless window_tokens says otherwise
+# LADING_ variables that are read elsewhere and are not settings.
+_NOT_SETTINGS = ("LADING_CONFIG_DIR", "LADING_FAILPOINT")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every setting, checked. defaults.yaml says what each one means, and has the value of each."""
+
+    batch_tokens_cpu: int
+    batch_tokens_cuda: int
+    window_tokens: int
+    threads: int
+    fold_interval_s: float
+    cache_dir: Path
+    offline: bool
+
+    def batch_tokens(self, device: str) -> int:
+        """The token budget of a batch on `device` (`cpu`, `cuda`, `cuda:0`)."""
+        return self.batch_tokens_cuda if device.startswith("cuda") else self.batch_tokens_cpu
+
+    def window(self, device: str) -> int:
+        """Tokens gathered and sorted before batches are cut."""
+        return self.window_tokens or WINDOW_BATCHES * self.batch_tokens(device)
+
+
+def load(environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings for this process. Raises UsageError naming the file (or variable), the key and the nearest valid one."""
+    values = _packaged()
+    values |= _from_folder(environ.get("LADING_CONFIG_DIR", ""), values)
+    values |= _from_environment(environ, values)
+    values["cache_dir"] = _cache_dir(values["cache_dir"], environ)
+    return Settings(**values)
+
+
+def _packaged() -> dict[str, Any]:
+    text = importlib.resources.files("lading.config").joinpath("defaults.yaml").read_text(encoding="utf-8")
+    return parse_mapping(text, "defaults.yaml", UsageError)
+
+
+def _from_folder(folder: str, defaults: dict[str, Any]) -> dict[str, Any]:
+    if not folder:
+        return {}
+    if not os.path.isdir(folder):
+        raise UsageError(f"LADING_CONFIG_DIR: {folder} is not a folder")
+    for name in sorted(os.listdir(folder)):
+        if name != FILE and name.lower().endswith((".yaml", ".yml")) and not name.startswith("."):
+            raise UsageError(f"{os.path.join(folder, name)}: not a file Lading reads; did you mean {FILE!r}?")
+    path = Path(folder, FILE)
+    if not path.exists():
+        raise UsageError(f"LADING_CONFIG_DIR: {folder} has no {FILE}")
+    found = load_mapping(path, UsageError)
+    for key, value in found.items():
+        if key not in defaults:
+            raise UsageError(f"{path}: unknown key {key!r}{nearest(str(key), defaults)}")
+        found[key] = _checked(value, key, defaults[key], str(path))
+    return found
+
+
+def _from_environment(environ: Mapping[str, str], defaults: dict[str, Any]) -> dict[str, Any]:
+    names = {f"LADING_{key.upper()}": key for key in defaults}
+    found = {}
+    for name, text in environ.items():
+        if name in names:
+            key = names[name]
+            found[key] = _checked(_parsed(text, defaults[key]), key, defaults[key], name)
+        # Not every foreign LADING_ variable is a mistake: Kubernetes puts LADING_SERVICE_HOST and the like into
+        # every pod beside a service named lading. Only what is nearly one of ours is taken for a misspelling.
+        elif name.startswith("LADING_") and name not in _NOT_SETTINGS:
+            close = difflib.get_close_matches(name, [*names, *_NOT_SETTINGS], n=1, cutoff=0.85)
+            if close:
+                raise UsageError(f"{name}: unknown setting in the environment; did you mean {close[0]!r}?")
+    return found
+
+
+def _parsed(text: str, like: object) -> object:
+    """The text of an environment variable as the type of `like`; the text itself where it is not one."""
+    if isinstance(like, bool):
+        return {"1": True, "true": True, "0": False, "false": False}.get(text.strip().lower(), text)
+    if isinstance(like, int | float):
+        try:
+            return type(like)(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _checked(value: object, key: str, default: object, where: str) -> Any:
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not type(default):
+        wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[type(default)]
+        raise UsageError(f"{where}: {key}: expected {wanted}, found {value!r}")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        least = 1 if key.startswith("batch_tokens") else 0
+        if not math.isfinite(value) or value < least:
+            raise UsageError(f"{where}: {key}: must be at least {least}, found {value!r}")
+    return value
+
+
+def _cache_dir(named: str, environ: Mapping[str, str]) -> Path:
+    if named:
+        return Path(named).expanduser()
+    home = environ.get("XDG_CACHE_HOME")
+    return Path(home, "lading") if home else Path("~/.cache/lading").expanduser()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -14,7 +14,7 @@ SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it, and leaving at once skips
 
 
 @contextmanager
-def orderly_stop() -> Iterator[threading.Event]:
+def orderly_stop() -> Generator[threading.Event]:
     """An event that the first SIGINT or SIGTERM sets. The second leaves the process with 130 (SIGTERM: 143).
 
     Leaving means leaving: threads may be inside a kernel for seconds, and nothing needs to be tidied up, since what

@@ -14,8 +14,10 @@ from .progress import reporting
 if TYPE_CHECKING:
     from ..pipelines.spec import JobSpec
 
-DRY_RUN = click.option("--dry-run", is_flag=True, help="Show what would run, as lading plan does; write nothing.")
-ENDING = (*opt.RUN, DRY_RUN, opt.JSON, opt.QUIET)
+DRY_RUN: tuple[opt.Decorator, ...] = (
+    click.option("--dry-run", is_flag=True, help="Show what would run, as lading plan does; write nothing."),
+)
+ENDING = (*opt.RUN, *DRY_RUN, *opt.JSON, *opt.QUIET)
 
 
 @click.command()
@@ -28,7 +30,7 @@ ENDING = (*opt.RUN, DRY_RUN, opt.JSON, opt.QUIET)
     opt.LONG_TEXT,
     opt.SINK,
     opt.LIMIT,
-    *ENDING,
+    ENDING,
 )
 def encode(**given: Any) -> int:
     """Embed texts: one vector per row, or per chunk."""
@@ -44,7 +46,7 @@ def encode(**given: Any) -> int:
     opt.LONG_TEXT,
     opt.SINK,
     opt.LIMIT,
-    *ENDING,
+    ENDING,
 )
 def score(**given: Any) -> int:
     """Score pairs of texts with a cross-encoder: one float per row."""
@@ -53,7 +55,7 @@ def score(**given: Any) -> int:
 
 @click.command()
 @opt.options(
-    opt.SOURCE, opt.text(of="Column to read.", default="text"), opt.MODEL, opt.LONG_TEXT, opt.SINK, opt.LIMIT, *ENDING
+    opt.SOURCE, opt.text(of="Column to read.", default="text"), opt.MODEL, opt.LONG_TEXT, opt.SINK, opt.LIMIT, ENDING
 )
 def extract(**given: Any) -> int:
     """Find entities with a token classifier.
@@ -65,7 +67,7 @@ def extract(**given: Any) -> int:
 
 @click.command()
 @click.argument("job", metavar="JOB.yaml", type=click.Path(dir_okay=False))
-@opt.options(opt.LIMIT, opt.VECTOR, *ENDING)
+@opt.options(opt.LIMIT, opt.VECTOR, ENDING)
 def run(job: str, **given: Any) -> int:
     """Run the job that a YAML file declares. The same command resumes it."""
     return _carry_out(_declared(job, given), given)

@@ -60,8 +60,10 @@ ENCODE: tuple[Decorator, ...] = (
     click.option("--prompt-text", metavar="TEXT", help="A literal prompt instead."),
 )
 
-ACTIVATION = click.option(
-    "--activation", type=_choice("identity", "sigmoid"), help="Over the score.  [default: what the checkpoint says]"
+ACTIVATION: tuple[Decorator, ...] = (
+    click.option(
+        "--activation", type=_choice("identity", "sigmoid"), help="Over the score.  [default: what the checkpoint says]"
+    ),
 )
 
 LONG_TEXT: tuple[Decorator, ...] = (
@@ -133,28 +135,28 @@ RUN: tuple[Decorator, ...] = (
     ),
 )
 
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
-QUIET = click.option("-q", "--quiet", is_flag=True, help="Neither progress nor summary; errors still come.")
+JSON: tuple[Decorator, ...] = (click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts."),)
+QUIET: tuple[Decorator, ...] = (
+    click.option("-q", "--quiet", is_flag=True, help="Neither progress nor summary; errors still come."),
+)
 
 
-def options(*groups: Decorator | tuple[Decorator, ...]) -> Decorator:
+def options(*groups: tuple[Decorator, ...]) -> Decorator:
     """One decorator from many, in the order in which the help shows them."""
-    flat = [one for group in groups for one in (group if isinstance(group, tuple) else (group,))]
 
     def decorate(function: Any) -> Any:
-        for one in reversed(flat):
+        for one in reversed([one for group in groups for one in group]):
             function = one(function)
         return function
 
     return decorate
 
 
-def text(*, of: str, default: str = "") -> Decorator:
+def text(*, of: str, default: str = "") -> tuple[Decorator, ...]:
     """The option that names the text column, or twice, the columns of a pair."""
     said = f"{of}  [default: {default}]" if default else of
-    return click.option(
-        "--text", metavar="COL", multiple=True, required=not default, default=[default] if default else None, help=said
-    )
+    values = [default] if default else None
+    return (click.option("--text", metavar="COL", multiple=True, required=not default, default=values, help=said),)
 
 
 def quick_spec(verb: str, given: Mapping[str, Any]) -> JobSpec:

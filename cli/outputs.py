@@ -20,7 +20,7 @@ OUTPUT = click.argument("output", metavar="OUTPUT")
 
 @click.command()
 @OUTPUT
-@opt.JSON
+@opt.options(opt.JSON)
 def status(output: str, as_json: bool) -> None:
     """Show how far the jobs of OUTPUT are.
 
@@ -55,7 +55,7 @@ def _status_lines(one: JobStatus) -> list[str]:
 @click.command()
 @OUTPUT
 @click.option("--job", metavar="ID", help="Only this job's.  [default: every job's]")
-@opt.JSON
+@opt.options(opt.JSON)
 def rejects(output: str, job: str | None, as_json: bool) -> None:
     """List the rows that are not in OUTPUT, and why.
 
@@ -76,8 +76,7 @@ def rejects(output: str, job: str | None, as_json: bool) -> None:
 @click.argument("text")
 @click.option("--top", metavar="N", type=opt.COUNT, default=5, show_default=True, help="How many rows.")
 @click.option("--column", metavar="COL", default="", help="Which vectors, where there are several.")
-@opt.options(opt.DEVICE)
-@opt.JSON
+@opt.options(opt.DEVICE, opt.JSON)
 def query(output: str, text: str, top: int, column: str, device: str, as_json: bool) -> None:
     """Find the rows of OUTPUT nearest to TEXT.
 
@@ -101,7 +100,7 @@ def _clip(text: str, width: int) -> str:
 
 @click.command()
 @OUTPUT
-@opt.JSON
+@opt.options(opt.JSON)
 def optimize(output: str, as_json: bool) -> None:
     """Compact and index OUTPUT.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ LINE_EVERY_S = 5.0
 
 
 @contextmanager
-def reporting(*, quiet: bool) -> Iterator[OnProgress]:
+def reporting(*, quiet: bool) -> Generator[OnProgress]:
     """What to hand to `workers.run.run` as `on_progress`. It may be called from any thread, one call at a time."""
     if quiet:
         yield lambda progress: None
@@ -76,7 +76,7 @@ def _lines() -> OnProgress:
 
 
 @contextmanager
-def _bar() -> Iterator[OnProgress]:
+def _bar() -> Generator[OnProgress]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar

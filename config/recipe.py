@@ -53,10 +53,20 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Recipe:
-        """The inverse of `to_dict`. Raises SpecError for a version this release does not know."""
+        """The inverse of `to_dict`. Raises SpecError for a version or a field this release does not know."""
         if stored.get("version") != RECIPE_VERSION:
-            raise SpecError(f"recipe version {stored.get('version')} is not {RECIPE_VERSION}, the one this release reads")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
+            raise SpecError(
+                f"recipe version {stored.get('version')!r} is not {RECIPE_VERSION}, the one this release reads"
+            )
+        names = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(stored.keys() - names):
+            raise SpecError(
+                f"recipe has {', '.join(unknown)}, which this release does not know: read it with the one that wrote it"
+            )
+        fields: dict[str, Any] = {}
+        for name, value in stored.items():
+            fields[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**fields)
 
     @property
     def hash(self) -> str:

@@ -110,8 +110,8 @@ def _checked(value: object, key: str, default: object, where: str) -> Any:
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not type(default):
-        wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[type(default)]
-        raise UsageError(f"{where}: {key}: expected {wanted}, found {value!r}")
+        wanted = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
+        raise UsageError(f"{where}: {key}: expected {wanted[type(default).__name__]}, found {value!r}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         least = 1 if key.startswith("batch_tokens") else 0
         if not math.isfinite(value) or value < least:

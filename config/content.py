@@ -1,0 +1,190 @@
+"""The files of a checkpoint: which ones matter, whether they are safe to open, and the hash of what is in them.
+
+Reads JSON and bytes, never weights as tensors. Knows nothing of what a model computes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from . import settings
+from .errors import ModelError
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+# Formats that can run code when opened, or that belong to other frameworks.
+_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
+# What, beside the weights, can change a result.
+_CONFIGS = ("config.json", "modules.json", "config_sentence_transformers.json")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_HASH_CACHE = "file-hashes.json"
+_CACHED_FROM_BYTES = 1 << 20  # smaller files are hashed faster than they are looked up
+_CACHED_FILES = 1000
+
+_log = logging.getLogger(__name__)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; {} where there is no such file. Raises ModelError with file and line."""
+    found = _parse(path)
+    if not isinstance(found, dict):
+        raise ModelError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def read_json_list(path: Path) -> list[dict[str, Any]] | None:
+    """The JSON list of objects in `path`; None where there is no such file."""
+    if not path.exists():
+        return None
+    found = _parse(path)
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise ModelError(f"{path}: expected a JSON list of objects")
+    return found
+
+
+def _parse(path: Path) -> object:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError as problem:
+        raise ModelError(f"{path}, line {problem.lineno}: not valid JSON: {problem.msg}") from None
+    except (OSError, UnicodeDecodeError, RecursionError) as problem:
+        raise ModelError(f"{path}: cannot be read: {problem}") from None
+
+
+def text_at(found: dict[str, Any], key: str, path: Path) -> str:
+    value = found.get(key)
+    if not isinstance(value, str) or not value:
+        raise ModelError(f"{path}: {key}: expected text, found {value!r}")
+    return value
+
+
+def integer_at(found: dict[str, Any], keys: tuple[str, ...], path: Path) -> int | None:
+    """The first of `keys` that is there and not null."""
+    for key in keys:
+        value = found.get(key)
+        if isinstance(value, float) and value.is_integer():  # 1e30, written by some tokenizers
+            return int(value)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise ModelError(f"{path}: {key}: expected a whole number, found {value!r}")
+        if value is not None:
+            return value
+    return None
+
+
+def check_safe(folder: Path) -> None:
+    """Raise ModelError unless `folder` holds a model that loads without running anybody's code, whole."""
+    if not (folder / "config.json").is_file():
+        lora = " (adapter_config.json: a LoRA adapter; merge it into its base model first)"
+        raise ModelError(
+            f"{folder}: no config.json{lora if (folder / 'adapter_config.json').exists() else ': not a model folder'}"
+        )
+    for name in ("config.json", "tokenizer_config.json"):
+        if read_json(folder / name).get("auto_map"):
+            raise ModelError(
+                f"{folder / name}: has `auto_map`, so the model needs Python code from its own repository, which Lading never runs; "
+                "use a checkpoint of an architecture that transformers itself has"
+            )
+    weight_files(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(
+            f"{folder}: no tokenizer.json; make it from the older tokenizer files with: "
+            f"python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('{folder}').save_pretrained('{folder}')\""
+        )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of the module in `folder`, sorted. Raises ModelError: none, a missing shard, or only unsafe ones."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / WEIGHTS_INDEX).is_file():
+        shards = read_json(folder / WEIGHTS_INDEX).get("weight_map")
+        if not isinstance(shards, dict) or not shards or not all(_is_plain_name(name) for name in shards.values()):
+            raise ModelError(f"{folder / WEIGHTS_INDEX}: no usable `weight_map`")
+        files = sorted({folder / name for name in shards.values()})
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise ModelError(
+                f"{folder}: {WEIGHTS_INDEX} lists {', '.join(missing)}, which is not there; fetch the model again"
+            )
+        return files
+    others = sorted(
+        file.name for file in folder.iterdir() if file.suffix in _OTHER_WEIGHTS and file.name != "training_args.bin"
+    )
+    if not others:
+        raise ModelError(f"{folder}: no weights ({WEIGHTS}, or {WEIGHTS_INDEX} with its shards)")
+    names = read_json(folder / "config.json").get("architectures")
+    name = names[0] if isinstance(names, list) and names and str(names[0]).isidentifier() else "AutoModel"
+    raise ModelError(
+        f"{folder}: weights only as {', '.join(others)}; Lading opens safetensors only, because other formats can run code. If you "
+        f"trust the file, convert it: python -c \"from transformers import {name} as M; M.from_pretrained('{folder}').save_pretrained('{folder}')\""
+    )
+
+
+def _is_plain_name(name: object) -> bool:
+    return isinstance(name, str) and name.endswith(".safetensors") and os.path.basename(name) == name
+
+
+def content_hash(folder: Path, modules: list[str]) -> str:
+    """sha256 over name and content of every file that can change a result; `modules` are sub-folders that count.
+
+    Independent of where the folder lies and of READMEs, other formats' weights and the like.
+    """
+    files = [folder / name for name in (*_CONFIGS, *_TOKENIZER)] + sorted(folder.glob("sentence_*_config.json"))
+    files += weight_files(folder)
+    for module in modules:
+        files += [folder / module / "config.json", folder / module / WEIGHTS]
+    present = sorted({file.relative_to(folder).as_posix(): file for file in files if file.is_file()}.items())
+    known = _read_cache()
+    total, fresh = hashlib.sha256(), {}
+    for name, file in present:
+        key = _identity(file)
+        digest = known.get(key)
+        if digest is None:
+            with open(file, "rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            # A file that changed while it was read has no hash worth remembering.
+            if key == _identity(file) and file.stat().st_size >= _CACHED_FROM_BYTES:
+                fresh[key] = digest
+        total.update(f"{name}\0{digest}\n".encode())
+    if fresh:
+        _write_cache(known | fresh)
+    return total.hexdigest()
+
+
+def _identity(file: Path) -> str:
+    """Changes whenever the file may have: the change time catches a replacement that copied the modification time."""
+    real = file.resolve()
+    stat = real.stat()
+    return f"{real}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
+
+
+def _read_cache() -> dict[str, str]:
+    path = settings.load().cache_dir / _HASH_CACHE
+    try:
+        found = json.loads(path.read_bytes())
+        return {key: value for key, value in found["files"].items() if isinstance(value, str) and len(value) == 64}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
+        _log.warning("%s is ignored and will be written anew: %s", path, problem)
+        return {}
+
+
+def _write_cache(hashes: dict[str, str]) -> None:
+    folder = settings.load().cache_dir
+    kept = dict(list(hashes.items())[-_CACHED_FILES:])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=_HASH_CACHE, delete=False) as file:
+            json.dump({"version": 1, "files": kept}, file)
+        os.replace(file.name, folder / _HASH_CACHE)
+    except OSError as problem:
+        _log.warning("hashes of model files cannot be remembered, so they are computed each time: %s", problem)

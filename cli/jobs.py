@@ -126,8 +126,8 @@ def _carry_out(spec: JobSpec, given: dict[str, Any]) -> int:
 
 
 def _show(spec: JobSpec, *, as_json: bool) -> int:
-    from ..pipelines.estimate import estimate
     from ..pipelines.job import draft
+    from ..workers.estimate import estimate
 
     estimated = estimate(draft(spec))
     click.echo(json.dumps(estimated.to_dict()) if as_json else "\n".join(estimated.lines()))

@@ -118,7 +118,7 @@ VECTOR: tuple[Decorator, ...] = (
 )
 
 DEVICE: tuple[Decorator, ...] = (
-    click.option("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:1, mps.  [default: auto]"),
+    click.option("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or cuda:1.  [default: auto]"),
 )
 
 RUN: tuple[Decorator, ...] = (

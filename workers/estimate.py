@@ -1,0 +1,172 @@
+"""What a drafted job would do, from a sample of its rows: for `lading plan`. Loads no model and writes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..pipelines import sources
+from ..pipelines.job import Draft
+from ..pipelines.provenance import read_columns
+from ..pipelines.records import Rows, Shard
+
+SAMPLED_SHARDS = 8  # at even steps through the job
+SAMPLED_ROWS = 128  # the first of each of these
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """The plan of a job. Counts of input rows, shards and inputs are exact, unless `rows_exact` is false."""
+
+    job: str
+    output: str
+    state: str  # new | unfinished | finished
+    model: str
+    model_origin: str
+    model_folder: str
+    recipe: dict[str, Any]
+    inputs: int
+    shards: int
+    shards_done: int  # by earlier runs of the same job
+    rows: int
+    rows_exact: bool
+    duplicate_ids: int
+    sampled_rows: int
+    sampled_rejects: int
+    tokens: int | None  # of all rows, scaled up from the sample; None where `tokenizers` is not installed
+    rows_out: int | None  # likewise; differs from `rows` with chunks and rejects
+    bytes_out: int  # before compression, scaled up; entities left out
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def lines(self) -> list[str]:
+        """The plan for people."""
+        rows = f"{self.rows:,} rows" if self.rows_exact else f"about {self.rows:,} rows"
+        tokens = (
+            "unknown: needs lading[worker]"
+            if self.tokens is None
+            else f"about {self.tokens:,}, from {self.sampled_rows:,} sampled rows"
+        )
+        lines = [
+            f"job     {self.job} ({self.state})",
+            f"output  {self.output}",
+            f"model   {self.model}: {self.model_origin} ({self.model_folder})",
+            f"input   {rows} in {self.inputs:,} inputs, cut into {self.shards:,} shards",
+            f"tokens  {tokens}",
+            f"bytes   about {self.bytes_out:,} out, before compression",
+        ]
+        if self.rows_out is not None and self.rows_out != self.rows:
+            lines.append(
+                f"rows    about {self.rows_out:,} out ({self.sampled_rejects:,} rejects among the sampled rows)"
+            )
+        if self.duplicate_ids:
+            lines.append(f"ids     {self.duplicate_ids:,} rows repeat an id and will be rejected")
+        if self.shards_done:
+            lines.append(f"done    {self.shards_done:,} of {self.shards:,} shards, by an earlier run")
+        return [*lines, "nothing was written"]
+
+
+def estimate(draft: Draft) -> Estimate:
+    """Read and tokenise a few rows of the draft's source, and scale up."""
+    sample = [
+        (shard, rows) for shard in _spread(draft.shards) for rows in [_first_rows(draft, shard)] if rows is not None
+    ]
+    seen = sum(rows.count for _, rows in sample)
+    rows = draft.rows if draft.rows is not None else _rows_by_bytes(draft, sample)
+    scale = rows / seen if seen else 0.0
+    counted = _count_tokens(draft, [rows for _, rows in sample])
+    good = sum(rows.batch.num_rows for _, rows in sample)
+    items = counted[1] if counted else good
+    manifest = draft.manifest
+    return Estimate(
+        job=draft.id,
+        output=draft.spec.sink.to,
+        state="new" if manifest is None else "finished" if manifest.closed() else "unfinished",
+        model=draft.spec.steps[0].model,
+        model_origin=draft.checkpoint.origin,
+        model_folder=str(draft.checkpoint.folder),
+        recipe=draft.recipe.to_dict(),
+        inputs=len(draft.inputs),
+        shards=len(draft.shards),
+        shards_done=manifest.totals().shards_done if manifest else 0,
+        rows=rows,
+        rows_exact=draft.rows is not None,
+        duplicate_ids=sum(len(places) for places in draft.duplicates.values()),
+        sampled_rows=seen,
+        sampled_rejects=seen - good,
+        tokens=round(counted[0] * scale) if counted else None,
+        rows_out=round(items * scale) if counted else None,
+        bytes_out=round(_bytes_per_row(draft.schema, [rows.batch for _, rows in sample]) * items * scale),
+    )
+
+
+def _spread(shards: list[Shard]) -> list[Shard]:
+    count = min(SAMPLED_SHARDS, len(shards))
+    return [shards[place * len(shards) // count] for place in range(count)]
+
+
+def _first_rows(draft: Draft, shard: Shard) -> Rows | None:
+    duplicates = draft.duplicates.get(shard.number)
+    columns, texts = read_columns(draft.spec), list(draft.spec.steps[0].text)
+    reading = sources.read(
+        draft.spec.source, draft.format, draft.inputs, shard, columns, texts=texts, duplicates=duplicates
+    )
+    rows = next(iter(reading), None)
+    if rows is None or rows.count <= SAMPLED_ROWS:
+        return rows
+    few = dataclasses.replace(rows, batch=rows.batch.slice(0, SAMPLED_ROWS), positions=rows.positions[:SAMPLED_ROWS])
+    return dataclasses.replace(few, bad=[reject for reject in rows.bad if reject.ordinal < SAMPLED_ROWS])
+
+
+def _rows_by_bytes(draft: Draft, sample: list[tuple[Shard, Rows]]) -> int:
+    """Shards of byte ranges do not know their rows: take the sampled rows' mean length."""
+    lengths = [np.diff(rows.positions) for _, rows in sample]
+    known = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
+    total = sum(shard.stop - shard.start for shard in draft.shards)
+    if len(known):
+        return round(total / max(float(known.mean()), 1.0))
+    return sum(rows.count for _, rows in sample)  # no shard has two rows
+
+
+def _count_tokens(draft: Draft, sample: list[Rows]) -> tuple[int, int] | None:
+    """Tokens and items (rows, or chunks) of the sampled rows, as the adapter would cut them."""
+    try:
+        from ..adapters.tokens import TextTokenizer, encode_chunks, encode_rows
+    except ModuleNotFoundError as error:
+        if error.name != "tokenizers":
+            raise
+        return None
+    tokenizer = TextTokenizer(draft.checkpoint.folder, draft.recipe)
+    tokens = items = 0
+    for rows in sample:
+        columns: list[pa.Array] = [rows.batch.column(name) for name in draft.spec.steps[0].text]
+        if draft.recipe.long_text == "chunk":
+            costs = encode_chunks(tokenizer, columns[0]).costs
+            tokens, items = tokens + int(costs.sum()), items + len(costs)
+        else:
+            encodings = encode_rows(tokenizer, columns).encodings
+            tokens, items = tokens + sum(len(one.ids) for one in encodings), items + len(encodings)
+    return tokens, items
+
+
+def _bytes_per_row(schema: pa.Schema, sample: list[pa.RecordBatch]) -> float:
+    """Mean bytes of an output row: carried columns as sampled, results by their types."""
+    rows = sum(batch.num_rows for batch in sample) or 1
+    total = 0.0
+    for field in schema:
+        carried = [batch.column(field.name).nbytes for batch in sample if field.name in batch.schema.names]
+        total += sum(carried) / rows if carried else _width(field.type)
+    return total
+
+
+def _width(kind: pa.DataType) -> float:
+    if pa.types.is_fixed_size_list(kind):
+        return kind.list_size * _width(kind.value_type)
+    try:
+        return kind.bit_width / 8
+    except ValueError:  # a list or a string: as long as what the model finds
+        return 0.0

@@ -1,1 +1,28 @@
 """One model: rows in, columns out. The only home of torch and transformers."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from ..config.recipe import Recipe
+from .contract import Adapter, Outputs, Prepared
+
+__all__ = ["Adapter", "Outputs", "Prepared", "load"]
+
+# Task of a recipe -> module and class. Imported when asked for, so that importing this package needs no torch.
+ADAPTERS = {
+    "encode": ("dense", "DenseEncoder"),
+    "score": ("score", "CrossEncoder"),
+    "extract": ("extract", "TokenClassifier"),
+}
+
+
+def load(recipe: Recipe, folder: Path, *, device: str = "auto", threads: int = 0) -> Adapter:
+    """The adapter for a recipe, with its model loaded from `folder` and ready to run.
+
+    device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1"; threads: CPU threads, 0 for all cores.
+    Raises ModelError, in words for the user, if the checkpoint is incomplete, unsafe or of a kind that does not fit.
+    """
+    module, name = ADAPTERS[recipe.task]
+    return getattr(import_module(f".{module}", __name__), name)(recipe, folder, device=device, threads=threads)

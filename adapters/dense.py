@@ -1,0 +1,218 @@
+"""Dense text vectors: pooling, projections, slicing, normalisation and the stored vector types.
+
+Follows sentence-transformers' modules (Transformer, Pooling, Dense, Normalize) on packed hidden states.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+import transformers
+from safetensors.torch import load_file
+from torch import nn
+
+from ..config.errors import ModelError
+from ..config.outputs import result_fields
+from ..config.recipe import Recipe
+from .contract import Outputs, Prepared
+from .packed import PackedModel, gather
+from .tokens import Ragged, TextTokenizer, encode_chunks, encode_rows
+
+# -- pooling: hidden states of packed texts, float32 (tokens, width) -> (texts, width)
+
+
+def _sum(hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    # segment_reduce adds in a fixed order; index_add_ on CUDA does not.
+    return torch.segment_reduce(hidden, "sum", lengths=lengths, axis=0, unsafe=True)
+
+
+def _mean(hidden: torch.Tensor, lengths: torch.Tensor, _skip: int) -> torch.Tensor:
+    return _sum(hidden, lengths) / lengths.clamp(min=1)[:, None]
+
+
+def _mean_sqrt_len(hidden: torch.Tensor, lengths: torch.Tensor, _skip: int) -> torch.Tensor:
+    return _sum(hidden, lengths) / lengths.clamp(min=1)[:, None].sqrt()
+
+
+def _weighted_mean(hidden: torch.Tensor, lengths: torch.Tensor, skip: int) -> torch.Tensor:
+    """Later tokens weigh more: place in the text, from 1 (SGPT)."""
+    starts = lengths.cumsum(0) - lengths
+    places = torch.arange(len(hidden), device=hidden.device) - torch.repeat_interleave(starts, lengths)
+    weights = (places + 1 + skip).to(hidden.dtype)[:, None]
+    return _sum(hidden * weights, lengths) / _sum(weights, lengths).clamp(min=1)
+
+
+def _max(hidden: torch.Tensor, lengths: torch.Tensor, _skip: int) -> torch.Tensor:
+    return torch.segment_reduce(hidden, "max", lengths=lengths, axis=0, unsafe=True)
+
+
+def _cls(hidden: torch.Tensor, lengths: torch.Tensor, _skip: int) -> torch.Tensor:
+    return hidden[lengths.cumsum(0) - lengths]
+
+
+def _last(hidden: torch.Tensor, lengths: torch.Tensor, _skip: int) -> torch.Tensor:
+    return hidden[lengths.cumsum(0) - 1]
+
+
+POOLING: dict[str, Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]] = {
+    "mean": _mean,
+    "mean_sqrt_len": _mean_sqrt_len,
+    "weighted_mean": _weighted_mean,
+    "max": _max,
+    "cls": _cls,
+    "last": _last,
+}
+
+
+def pool(hidden: torch.Tensor, lengths: torch.Tensor, how: str, skip: int = 0) -> torch.Tensor:
+    """One float32 vector (texts, width) per packed text.
+
+    hidden: (tokens, width), any float dtype; lengths: int64 (texts,), on its device; skip: tokens of a prompt
+    at the start of every text that are left out of the pooling (0: none).
+    """
+    hidden = hidden.float()
+    if skip:
+        starts = lengths.cumsum(0) - lengths
+        places = torch.arange(len(hidden), device=hidden.device) - torch.repeat_interleave(starts, lengths)
+        hidden = hidden[places >= skip]
+        lengths = lengths - skip
+        if not bool((lengths > 0).all()):
+            raise ValueError("a text is no longer than its prompt")
+    return POOLING[how](hidden, lengths, skip)
+
+
+# -- Dense modules
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "torch.nn.modules.linear.Identity": nn.Identity,
+    "torch.nn.modules.activation.Tanh": nn.Tanh,
+    "torch.nn.modules.activation.GELU": nn.GELU,
+    "torch.nn.modules.activation.ReLU": nn.ReLU,
+    "torch.nn.modules.activation.SiLU": nn.SiLU,
+    "torch.nn.modules.activation.Sigmoid": nn.Sigmoid,
+}
+
+
+class Projection(nn.Module):
+    """sentence-transformers' Dense module: linear, activation, and an optional residual."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        name = config.get("activation_function", "torch.nn.modules.activation.Tanh")
+        if name not in ACTIVATIONS:
+            raise ModelError(f"{folder}: activation {name!r} is not one of {', '.join(sorted(ACTIVATIONS))}")
+        weights = folder / "model.safetensors"
+        if not weights.is_file():
+            raise ModelError(f"{folder} has no model.safetensors; other weight formats are refused")
+        tensors = {key: tensor.float() for key, tensor in load_file(weights).items()}
+        self.weight = nn.Parameter(tensors["linear.weight"], requires_grad=False)
+        self.bias = nn.Parameter(tensors["linear.bias"], requires_grad=False) if "linear.bias" in tensors else None
+        self.activation = ACTIVATIONS[name]()
+        self.residual = bool(config.get("use_residual", False))
+        widening = tensors.get("residual.weight")
+        self.widening = nn.Parameter(widening, requires_grad=False) if widening is not None else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.activation(F.linear(x, self.weight, self.bias))
+        if not self.residual:
+            return out
+        return out + (x if self.widening is None else F.linear(x, self.widening))
+
+
+# -- stored vector types: float32 (items, dims) -> the stored array, and a float32 scale per item or None
+
+
+def _store_float32(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    return vectors, None
+
+
+def _store_float16(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    with np.errstate(over="ignore"):  # what overflows is found by the caller
+        return vectors.astype(np.float16), None
+
+
+def _store_int8(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Error at most half a scale. The scale is the row's own: no neighbour can change a stored vector."""
+    scale = (np.abs(vectors).max(axis=1) / 127).astype(np.float32)
+    steps = vectors / np.where(scale > 0, scale, 1)[:, None]
+    return np.clip(np.rint(steps), -127, 127).astype(np.int8), scale
+
+
+def _store_binary(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Signs, most significant bit first; the scale is the mean size, which undoes with the least squared error."""
+    return np.packbits(vectors > 0, axis=1), np.abs(vectors).mean(axis=1, dtype=np.float32)
+
+
+STORE: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]] = {
+    "float32": _store_float32,
+    "float16": _store_float16,
+    "int8": _store_int8,
+    "binary": _store_binary,
+}
+
+
+def store(vectors: np.ndarray, fields: list[pa.Field], vector_type: str) -> Outputs:
+    """Arrow columns for float32 vectors (items, dims). Items that are not finite are `bad` and stored as zeros."""
+    finite = np.isfinite(vectors).all(axis=1)
+    if vector_type == "float16":
+        finite &= np.abs(np.nan_to_num(vectors, nan=0.0)).max(axis=1, initial=0.0) <= np.finfo(np.float16).max
+    if not finite.all():
+        vectors = np.where(finite[:, None], vectors, np.float32(0))
+    stored, scale = STORE[vector_type](vectors)
+    values = pa.array(np.ascontiguousarray(stored).reshape(-1), fields[0].type.value_type)
+    columns: list[pa.Array] = [pa.FixedSizeListArray.from_arrays(values, type=fields[0].type)]
+    if scale is not None:
+        columns.append(pa.array(scale, pa.float32()))
+    batch = pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+    bad = {int(item): "the vector has NaN, infinite or overflowing values" for item in np.flatnonzero(~finite)}
+    return Outputs(batch, bad)
+
+
+class DenseEncoder:
+    """Texts to one vector each. Cost: tokens."""
+
+    inputs = 1
+
+    def __init__(self, recipe: Recipe, folder: Path, *, device: str = "auto", threads: int = 0) -> None:
+        """Raises ModelError if the checkpoint and the recipe do not fit together."""
+        if recipe.pooling not in POOLING:
+            raise ModelError(f"pooling {recipe.pooling!r} is not one of {', '.join(sorted(POOLING))}")
+        if recipe.vector_type == "binary" and recipe.dims % 8:
+            raise ModelError(f"binary vectors need dims divisible by 8, not {recipe.dims}")
+        self.recipe = recipe
+        self.fields = result_fields(recipe)
+        self.tokenizer = TextTokenizer(folder, recipe)
+        self.packed = PackedModel(recipe, folder, transformers.AutoModel, device=device, threads=threads)
+        self.projections = [Projection(folder / name).to(self.packed.device) for name in recipe.modules]
+        self.skip = 0 if recipe.include_prompt else self.tokenizer.prompt_tokens
+        self.kernel = self.packed.kernel
+
+    def prepare(self, columns: list[pa.Array]) -> Prepared:
+        """See `Adapter.prepare`."""
+        if self.recipe.long_text == "chunk":
+            return encode_chunks(self.tokenizer, columns[0])
+        encoded = encode_rows(self.tokenizer, columns)
+        return encoded.prepared(Ragged.of(encoded.encodings))
+
+    @torch.inference_mode()
+    def run(self, parts: list[tuple[Prepared, np.ndarray]]) -> Outputs:
+        """See `Adapter.run`."""
+        batch = gather(parts, self.packed.device)
+        hidden = self.packed.forward(batch).last_hidden_state[0]
+        lengths = batch.segments.lengths.to(hidden.device)
+        vectors = pool(hidden, lengths, self.recipe.pooling, self.skip)
+        for project in self.projections:
+            vectors = project(vectors)
+        vectors = vectors[:, : self.recipe.dims]
+        if self.recipe.normalize:
+            vectors = F.normalize(vectors, dim=1)
+        asked = np.empty((len(batch.order), vectors.shape[1]), np.float32)
+        asked[batch.order] = vectors.cpu().numpy()
+        return store(asked, self.fields, self.recipe.vector_type)

@@ -1,0 +1,230 @@
+"""A transformers model that runs packed: loads it, checks that packing changes nothing, and runs batches.
+
+The attention kernel comes from attention.py, faster CPU layers from linear.py. Knows neither texts nor results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+
+from ..config.errors import ModelError
+from ..config.recipe import Recipe
+from . import attention, linear
+from .attention import IMPLEMENTATION, Segments, attending, segments_in_flight
+from .contract import Prepared
+from .tokens import Ragged, concatenate
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Model types whose positions start after the padding token's id, as fairseq's did; all others start at 0.
+POSITIONS_AFTER_PADDING = frozenset(
+    [
+        "camembert",
+        "data2vec-text",
+        "esm",
+        "longformer",
+        "mpnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    ]
+)
+# How far packed results may lie from the model's own, relative to their size. In half precision the order of
+# the sums alone moves them by some units in the last place per layer.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Batch:
+    """Items on the device, longest first, end to end."""
+
+    tokens: torch.Tensor  # int64 (1, tokens)
+    positions: torch.Tensor  # int64 (1, tokens), from 0 in every item
+    types: torch.Tensor | None  # int64 (1, tokens)
+    segments: Segments
+    order: np.ndarray  # int64 (items,): place in the request of each packed item
+
+
+def gather(parts: list[tuple[Prepared, np.ndarray]], device: torch.device) -> Batch:
+    """The chosen items of each part as one packed batch, sorted by length so that equal lengths are neighbours."""
+    ragged = concatenate([prepared.features["ragged"].take(items) for prepared, items in parts])
+    order = np.argsort(-ragged.lengths, kind="stable")
+    return to_device(ragged.take(order), order, device)
+
+
+def to_device(ragged: Ragged, order: np.ndarray, device: torch.device) -> Batch:
+    """A packed batch of items that already are in the order wanted."""
+    lengths = ragged.lengths
+    positions = np.arange(len(ragged.tokens)) - np.repeat(ragged.offsets[:-1], lengths)
+
+    def put(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array.astype(np.int64))[None].to(device, non_blocking=True)
+
+    types = None if ragged.types is None else put(ragged.types)
+    return Batch(put(ragged.tokens), put(positions), types, Segments.of(torch.from_numpy(lengths), device), order)
+
+
+class PackedModel:
+    """One loaded checkpoint, ready to run packed batches."""
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, auto_class: Any, *, device: str = "auto", threads: int = 0
+    ) -> None:
+        """`auto_class`: the transformers AutoModel class that has the head wanted. `threads`: CPU only, 0 for all cores.
+
+        Raises ModelError if the checkpoint is incomplete, unsafe, or cannot be run packed.
+        """
+        self.device = _device(device)
+        dtype = DTYPES[recipe.precision]
+        if self.device.type == "cpu":
+            torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        self.model = load_model(folder, auto_class, dtype).to(self.device)
+        config = self.model.config
+        self.model_type: str = config.model_type
+        padded = self.model_type in POSITIONS_AFTER_PADDING
+        self.first_position = int(config.pad_token_id) + 1 if padded else 0
+        self.uses_types = getattr(config, "type_vocab_size", 0) > 1
+        self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
+        self.backend = attention.choose(self.device, dtype)
+        _first_rows_for_heads(self.model)
+        products = self._become_packed(dtype)
+        self.kernel = f"{self.backend.name}+{products}/{self.device.type}/{recipe.precision}"
+
+    def forward(self, batch: Batch) -> Any:
+        """transformers' output for a packed batch: hidden states and token logits have shape (1, tokens, width)."""
+        inputs: dict[str, torch.Tensor] = {"input_ids": batch.tokens}
+        if self._takes_positions:
+            inputs["position_ids"] = batch.positions + self.first_position
+        if self.uses_types:
+            inputs["token_type_ids"] = torch.zeros_like(batch.tokens) if batch.types is None else batch.types
+        with torch.inference_mode(), attending(batch.segments, self.backend):
+            return self.model(**inputs)
+
+    def _become_packed(self, dtype: torch.dtype) -> str:
+        """Switch to packed attention and fast layers; what the model gives for a sample must not change."""
+        sample = _sample(self.model.config)
+        with torch.inference_mode():
+            expected = [_result(self.model(input_ids=torch.tensor([ids], device=self.device))) for ids in sample]
+        try:
+            self.model.set_attn_implementation(IMPLEMENTATION)
+            products = linear.speed_up(self.model) if self.device.type == "cpu" else "torch"
+            offsets = np.cumsum([0, *map(len, sample)])
+            ragged = Ragged(np.concatenate(sample).astype(np.int32), offsets.astype(np.int64))
+            batch = to_device(ragged, np.arange(len(sample)), self.device)
+            found = _result(self.forward(batch))
+        except (ModelError, ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
+            raise ModelError(f"a model of type {self.model_type!r} cannot be run packed: {error}") from error
+        whole = torch.cat(expected).float()
+        error = float((found.float() - whole).norm() / whole.norm()) if found.shape == whole.shape else float("inf")
+        if not error <= TOLERANCE[dtype]:
+            raise ModelError(
+                f"a model of type {self.model_type!r} cannot be run packed: its results change (relative error {error:.1e}). "
+                "Its attention or positions depend on more than the text itself"
+            )
+        log.info("packed results agree with the model's own: relative error %.1e", error)
+        return products
+
+
+def load_model(folder: Path, auto_class: Any, dtype: torch.dtype) -> nn.Module:
+    """The checkpoint in eval mode on the CPU, without a pooler that its head does not need. safetensors only, no code from the folder."""
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{folder} has no *.safetensors file; other weight formats can run code when read and are refused"
+        )
+    if "auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        log.warning("%s names code of its own (auto_map); it is not run, transformers' own class is used", folder)
+    with _quiet():
+        try:
+            model, report = auto_class.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation="eager",
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ModelError(f"{folder} cannot be loaded: {error}") from error
+    bare = auto_class is transformers.AutoModel
+    missing = sorted(key for key in report["missing_keys"] if not (bare and key.startswith("pooler.")))
+    if missing:
+        raise ModelError(f"the weights in {folder} lack {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}")
+    if bare and getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model.eval()
+
+
+def _first_rows_for_heads(model: nn.Module) -> None:
+    """Let sequence classification heads, which look at position 0, see the first token of every packed text."""
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return
+    backbone = getattr(model, model.base_model_prefix)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    pooler = getattr(backbone, "pooler", None)
+
+    def pick(_module: nn.Module, _args: Any, output: Any) -> Any:
+        segments = segments_in_flight()
+        if segments is None:
+            return output
+        first = output.last_hidden_state[0, segments.edges[:-1].long()][:, None]  # (texts, 1, width)
+        output.last_hidden_state = first
+        if pooler is not None:
+            output.pooler_output = pooler(first)
+        return output
+
+    backbone.register_forward_hook(pick)
+
+
+def _sample(config: Any) -> list[list[int]]:
+    """Token ids of three made-up texts, long enough to tell windows and positions apart."""
+    random = np.random.default_rng(0)
+    reserved = {config.pad_token_id, getattr(config, "eos_token_id", None)}
+    ids = [n for n in range(min(config.vocab_size, 1000)) if n not in reserved]
+    return [random.choice(ids, size).tolist() for size in (9, 9, 5, 1)]
+
+
+def _result(output: Any) -> torch.Tensor:
+    """Hidden states or token logits (tokens, width), or text logits (texts, labels)."""
+    found = output.logits if "logits" in output else output.last_hidden_state
+    return found.flatten(0, 1) if found.dim() == 3 else found
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(wanted)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device cuda was asked for, but torch sees no CUDA device")
+    return device
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' progress bar and load report are not for our users: what matters in them is checked here."""
+    logging_ = transformers.logging
+    level, bar = logging_.get_verbosity(), logging_.is_progress_bar_enabled()
+    logging_.set_verbosity_error()
+    logging_.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging_.set_verbosity(level)
+        if bar:
+            logging_.enable_progress_bar()

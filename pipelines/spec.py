@@ -6,13 +6,12 @@ What can be judged from the words alone is judged here; whether columns, models 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ..config.errors import SpecError, nearest
-from ..config.outputs import DEFAULT_COLUMN
 from ..config.strict_yaml import load_mapping
+from .spec_rules import VERBS, check_known, check_rules, fail, is_int, show
 
 SPEC_VERSION = 1
 
@@ -68,43 +67,7 @@ class JobSpec:
     version: int = SPEC_VERSION
 
 
-# The verbs, and the keys of a step that only one of them has.
-VERBS: dict[str, frozenset[str]] = {
-    "encode": frozenset({"dims", "vector_type", "prompt", "prompt_text"}),
-    "score": frozenset({"activation"}),
-    "extract": frozenset(),
-}
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "format": ("parquet", "jsonl", "csv", "lance", "text"),
-    "precision": ("float32", "bfloat16", "float16"),
-    "vector_type": ("float32", "float16", "int8", "binary"),
-    "activation": ("identity", "sigmoid"),
-    "on_existing": ("refuse", "append", "replace"),
-    "long_text": ("truncate", "chunk", "reject"),
-}
-_NOT_EMPTY = frozenset({"paths", "model", "text", "to"})
-_AT_LEAST = {"shard_rows": 1}  # every other number may be 0
 _SECTIONS: dict[str, type[Any]] = {"source": SourceSpec, "sink": SinkSpec, "policy": PolicySpec}
-_SINKS = {"lancedb": "lancedb://FOLDER/TABLE", "parquet": "parquet://FOLDER"}
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)  # to Python, true is 1
-
-
-def _is_strings(value: object) -> bool:
-    return isinstance(value, tuple) and all(isinstance(one, str) for one in value)
-
-
-# By a field's annotation: is this value one, and what to call it.
-_TYPES: dict[str, tuple[Callable[[object], bool], str]] = {
-    "str": (lambda value: isinstance(value, str), "text"),
-    "bool": (lambda value: isinstance(value, bool), "true or false"),
-    "int": (_is_int, "a whole number"),
-    "int | None": (lambda value: value is None or _is_int(value), "a whole number"),
-    "tuple[str, ...]": (_is_strings, "a list of texts"),
-    "tuple[str, ...] | None": (lambda value: value is None or _is_strings(value), "a list of texts"),
-}
 
 
 def load(path: str | Path) -> JobSpec:
@@ -115,18 +78,18 @@ def load(path: str | Path) -> JobSpec:
 def from_dict(given: dict[str, Any], where: str = "job.yaml") -> JobSpec:
     """The checked spec that plain data (parsed YAML or JSON) spells out. Raises SpecError; `where` names the file in it."""
     version = given.get("version", SPEC_VERSION)
-    if not _is_int(version) or version != SPEC_VERSION:
-        _fail(where, "version", f"spec version {version!r} is not {SPEC_VERSION}, the one this release reads")
-    _known(given, ("version", "source", "steps", "sink", "policy"), where, "")
+    if not is_int(version) or version != SPEC_VERSION:
+        fail(where, "version", f"spec version {version!r} is not {SPEC_VERSION}, the one this release reads")
+    check_known(given, ("version", "source", "steps", "sink", "policy"), where, "")
     sections: dict[str, Any] = {}
     for name, cls in _SECTIONS.items():
         if name in given:
             sections[name] = _build(cls, given[name], where, name)
         elif name != "policy":
-            _fail(where, name, "is missing")
+            fail(where, name, "is missing")
     steps = given.get("steps")
     if not isinstance(steps, list) or not steps:
-        _fail(where, "steps", "expected a list of one step, like `- encode: {text: body, model: MODEL}`")
+        fail(where, "steps", "expected a list of one step, like `- encode: {text: body, model: MODEL}`")
     sections["steps"] = tuple(_step(one, where, f"steps[{number}]") for number, one in enumerate(steps))
     return _checked(JobSpec(**sections), where)
 
@@ -155,17 +118,6 @@ def validate(spec: JobSpec) -> None:
     _checked(spec, "job spec")
 
 
-def _fail(where: str, key: str, what: str) -> NoReturn:
-    raise SpecError(f"{where}: {key}: {what}" if key else f"{where}: {what}")
-
-
-def _known(given: dict[Any, Any], valid: Any, where: str, path: str) -> None:
-    for key in given:
-        if key not in valid:
-            name = f"{path}.{key}" if path else str(key)
-            _fail(where, name, f"unknown key{nearest(str(key), valid)}")
-
-
 def _plain(section: Any) -> dict[str, Any]:
     kept = {}
     for field in dataclasses.fields(section):
@@ -175,27 +127,23 @@ def _plain(section: Any) -> dict[str, Any]:
     return kept
 
 
-def _build(cls: type[Any], given: object, where: str, path: str, **fixed: str) -> Any:
+def _build(
+    cls: type[Any], given: object, where: str, path: str, *, refused: frozenset[str] = frozenset(), **fixed: str
+) -> Any:
     """A section from its mapping: keys known, required ones there, a single text where a list may stand. Types come later."""
     if not isinstance(given, dict):
-        _fail(where, path, f"expected keys and values, found {_show(given)}")
+        fail(where, path, f"expected keys and values, found {show(given)}")
     given = dict(given)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.name not in fixed}
-    valid = set(fields)
-    if cls is StepSpec:
-        for verb, own in VERBS.items():
-            valid -= own if verb != fixed["verb"] else set()
-            for key in own & given.keys() if verb != fixed["verb"] else ():
-                _fail(where, f"{path}.{key}", f"only {verb} has this key")
     if "path" in given and cls is SourceSpec:
         if "paths" in given:
-            _fail(where, f"{path}.path", "give either path or paths")
+            fail(where, f"{path}.path", "give either path or paths")
         given["paths"] = given.pop("path")
-    _known(given, valid, where, path)
+    check_known(given, fields.keys() - refused, where, path)
     for name, field in fields.items():
         missing = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if missing and name not in given:
-            _fail(where, f"{path}.{name}", "is missing")
+            fail(where, f"{path}.{name}", "is missing")
     for name, value in given.items():
         if str(fields[name].type).startswith("tuple"):
             given[name] = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
@@ -204,133 +152,30 @@ def _build(cls: type[Any], given: object, where: str, path: str, **fixed: str) -
 
 def _step(given: object, where: str, path: str) -> StepSpec:
     if not isinstance(given, dict) or len(given) != 1:
-        _fail(where, path, f"expected one verb ({', '.join(VERBS)}) with its keys below it, found {_show(given)}")
+        fail(where, path, f"expected one verb ({', '.join(VERBS)}) with its keys below it, found {show(given)}")
     ((verb, keys),) = given.items()
     if verb not in VERBS:
-        _fail(where, f"{path}.{verb}", f"unknown verb{nearest(str(verb), VERBS)}")
-    return _build(StepSpec, keys, where, f"{path}.{verb}", verb=verb)
-
-
-def _show(value: object) -> str:
-    if isinstance(value, bool):
-        return f"{str(value).lower()} (in YAML, yes, no, on and off mean that too: quote a name)"
-    if isinstance(value, dict):
-        return f"the keys {', '.join(map(str, value))}" if value else "no keys"
-    return "nothing" if value is None else repr(value)
+        fail(where, f"{path}.{verb}", f"unknown verb{nearest(str(verb), VERBS)}")
+    foreign = {key: other for other, own in VERBS.items() for key in own - VERBS[verb]}
+    for key in keys if isinstance(keys, dict) else ():
+        if key in foreign:
+            fail(where, f"{path}.{verb}.{key}", f"only {foreign[key]} has this key")
+    return _build(StepSpec, keys, where, f"{path}.{verb}", refused=frozenset(foreign), verb=verb)
 
 
 def _checked(spec: JobSpec, where: str) -> JobSpec:
+    """`spec`, if it is one: Python callers may hand in anything."""
     if spec.version != SPEC_VERSION:
-        _fail(where, "version", f"spec version {spec.version!r} is not {SPEC_VERSION}, the one this release reads")
-    if not isinstance(spec.steps, tuple) or not all(isinstance(step, StepSpec) for step in spec.steps):
-        _fail(where, "steps", "expected a tuple of StepSpec")
-    if len(spec.steps) != 1:
-        _fail(where, "steps", f"a job has exactly one step for now, found {len(spec.steps)}: make one job of each")
+        fail(where, "version", f"spec version {spec.version!r} is not {SPEC_VERSION}, the one this release reads")
     for name, cls in _SECTIONS.items():
         if not isinstance(getattr(spec, name), cls):
-            _fail(where, name, f"expected {cls.__name__}, found {_show(getattr(spec, name))}")
-        _check_values(getattr(spec, name), where, name)
-    step = spec.steps[0]
-    if step.verb not in VERBS:
-        _fail(where, "steps[0]", f"unknown verb {step.verb!r}{nearest(str(step.verb), VERBS)}")
-    path = f"steps[0].{step.verb}"
-    _check_values(step, where, path)
-    _check_step(step, where, path)
-    _check_source(spec.source, where)
-    _check_sink(spec, where)
-    _check_chunks(spec, where)
-    _check_columns(spec, where, path)
+            fail(where, name, f"expected {cls.__name__}, found {show(getattr(spec, name))}")
+    steps: Any = spec.steps
+    if not isinstance(steps, tuple) or not all(isinstance(step, StepSpec) for step in steps):
+        fail(where, "steps", f"expected a tuple of StepSpec, found {show(steps)}")
+    if len(steps) != 1:
+        fail(where, "steps", f"a job has exactly one step for now, found {len(steps)}: make one job of each")
+    if steps[0].verb not in VERBS:
+        fail(where, "steps[0].verb", f"unknown verb {steps[0].verb!r}{nearest(str(steps[0].verb), VERBS)}")
+    check_rules(spec, where)
     return spec
-
-
-def _check_values(section: Any, where: str, path: str) -> None:
-    for field in dataclasses.fields(section):
-        value, key = getattr(section, field.name), f"{path}.{field.name}"
-        fits, wanted = _TYPES[str(field.type)]
-        if not fits(value):
-            _fail(where, key, f"expected {wanted}, found {_show(value)}")
-        if field.name in _NOT_EMPTY and (not value or "" in tuple(value)):
-            _fail(where, key, "is empty")
-        if _is_int(value) and value < _AT_LEAST.get(field.name, 0):
-            _fail(where, key, f"must be at least {_AT_LEAST.get(field.name, 0)}, found {value}")
-        choices = _CHOICES.get(field.name, ())
-        if choices and value not in (*choices, field.default):
-            _fail(where, key, f"{value!r} is none of the choices{nearest(value, choices)}")
-
-
-def _check_step(step: StepSpec, where: str, path: str) -> None:
-    for verb, own in VERBS.items():
-        for field in dataclasses.fields(step):
-            if verb != step.verb and field.name in own and getattr(step, field.name) != field.default:
-                _fail(where, f"{path}.{field.name}", f"only {verb} has this key")
-    wanted = 2 if step.verb == "score" else 1
-    if len(step.text) != wanted:
-        names = "two columns, like [query, document]" if wanted == 2 else "one column"
-        _fail(where, f"{path}.text", f"{step.verb} takes {names}, found {len(step.text)}")
-    if step.prompt_text and step.prompt != "document":
-        _fail(
-            where,
-            f"{path}.prompt_text",
-            f"give either prompt_text or a prompt's name, not both (prompt: {step.prompt})",
-        )
-    if step.vector_type == "binary" and step.dims % 8:
-        _fail(where, f"{path}.dims", f"binary packs 8 dimensions into a byte, and {step.dims} is no multiple of 8")
-
-
-def _check_source(source: SourceSpec, where: str) -> None:
-    lance = source.format == "lance" or any(
-        p.startswith("lance://") or p.rstrip("/").endswith(".lance") for p in source.paths
-    )
-    if source.version and not lance:
-        _fail(where, "source.version", "only a Lance table has versions (lance://PATH, or format: lance)")
-    if not source.check_ids and not source.id:
-        _fail(where, "source.check_ids", "without source.id there are no ids to check: leave it out")
-
-
-def _check_sink(spec: JobSpec, where: str) -> None:
-    scheme, separator, rest = spec.sink.to.partition("://")
-    if not separator:
-        _fail(where, "sink.to", f"{spec.sink.to!r} does not say what to write: {' or '.join(_SINKS.values())}")
-    if scheme not in _SINKS:
-        _fail(where, "sink.to", f"unknown kind of output {scheme!r}{nearest(scheme, _SINKS)}")
-    folder, _, table = rest.rstrip("/").rpartition("/")
-    if not rest.strip("/") or (scheme == "lancedb" and not (folder and table)):
-        _fail(where, "sink.to", f"{spec.sink.to!r} is incomplete: {_SINKS[scheme]}")
-    if spec.sink.on_existing == "replace":
-        if scheme != "lancedb":
-            _fail(where, "sink.on_existing", f"replace goes by row id, which only a LanceDB table can do, not {scheme}")
-        if not spec.source.id or not spec.source.check_ids:
-            _fail(
-                where,
-                "sink.on_existing",
-                "replace needs source.id, the column that names a row, with check_ids left on",
-            )
-
-
-def _check_chunks(spec: JobSpec, where: str) -> None:
-    policy, chunked = spec.policy, spec.policy.long_text == "chunk"
-    if chunked and spec.steps[0].verb != "encode":
-        _fail(where, "policy.long_text", f"only encode can chunk, {spec.steps[0].verb} can truncate or reject")
-    for key in ("chunk_tokens", "chunk_overlap"):
-        if getattr(policy, key) and not chunked:
-            _fail(where, f"policy.{key}", "needs long_text: chunk")
-    tokens = policy.chunk_tokens or spec.steps[0].max_tokens
-    if tokens and policy.chunk_overlap >= tokens:
-        _fail(where, "policy.chunk_overlap", f"{policy.chunk_overlap} must be less than the {tokens} tokens of a chunk")
-
-
-def _check_columns(spec: JobSpec, where: str, path: str) -> None:
-    """No column of the output may be named twice."""
-    step, chunked = spec.steps[0], spec.policy.long_text == "chunk"
-    taken = {"id", *(("doc_id", "chunk", "start", "end") if chunked else ())}
-    kept = spec.source.keep if spec.source.keep is not None else step.text
-    for name in set(kept) & (taken - {"id"}):
-        _fail(
-            where,
-            "source.keep" if spec.source.keep is not None else f"{path}.text",
-            f"chunks have a column {name!r} of their own",
-        )
-    result = step.column or DEFAULT_COLUMN[step.verb]
-    results = {result, *((f"{result}_scale",) if step.vector_type in ("int8", "binary") else ())}
-    for name in sorted(results & (taken | set(kept))):
-        _fail(where, f"{path}.column", f"the result's column {name!r} is also a column of the output: choose another")

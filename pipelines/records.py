@@ -30,13 +30,14 @@ class Input:
     path: str  # absolute local path, or URL
     size: int  # bytes; for a Lance table its rows
     stamp: str  # ETag, else mtime in nanoseconds, else the table's version: changes when the content may have
+    name: str = ""  # text folders: the path relative to the folder or glob it was found by, else ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shard:
     """A range of one input: the unit of retry and commit.
 
-    `start`/`stop` count what the source's format can seek to: rows (Parquet, CSV, Lance), bytes (JSONL), or
+    `start`/`stop` count what the source's format can seek to: rows (Parquet, Lance), bytes (JSONL, CSV), or
     places in the snapshot's list of inputs (text folders, where a shard is a run of files).
     """
 
@@ -54,7 +55,7 @@ class Reject:
     shard: int
     ordinal: int  # place among the shard's rows, in reading order, from 0
     input: str  # path of the input
-    position: int  # row number (Parquet, CSV, Lance), byte offset (JSONL), 0 (text)
+    position: int  # row number from 0 (Parquet, Lance), byte offset (JSONL, CSV), 0 (text)
     id: str | int | None
     code: str  # one of REJECT_CODES
     detail: str

@@ -10,6 +10,24 @@ import itertools
 import os
 import signal
 
+# Every place of the way into an output where the order of steps matters; crash tests die at each, for each sink.
+COMMIT_POINTS = (
+    "plan.written",
+    "register.before-commit",
+    "register.committed",  # the job is in the table, its folder does not know yet
+    "register.recorded",
+    "stage.written",
+    "rejects.written",
+    "publish.before",
+    "publish.linked",
+    "fold.read",
+    "fold.before-commit",
+    "fold.committed",
+    "close.before",
+    "close.written",
+    "unregister.committed",
+)
+
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 _passed = itertools.count(1)
 

@@ -1,0 +1,270 @@
+"""A job's small files beside its output, and the put-if-absent that decides which attempt counts.
+
+Owns atomicity and durability of names and bytes, on a local disk or any fsspec store; knows nothing of what they mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from ..config.errors import OutputError, StopJob
+
+
+class Folder(Protocol):
+    """Files by name, `/` in names for subfolders. A file that was put never changes."""
+
+    url: str  # absolute local path or fsspec URL
+
+    def put(self, name: str, data: bytes) -> bytes:
+        """Put-if-absent, durable on return: the bytes that stand there now, `data` itself if this call was first.
+
+        "Exists" is not yet "lost": a put that was reported as failed may have been ours, so callers compare
+        the bytes. Raises StopJob if the store fails (full, gone).
+        """
+        ...
+
+    def read(self, name: str) -> bytes | None:
+        """The bytes, or None if there is no such file."""
+        ...
+
+    def exists(self, name: str) -> bool: ...
+
+    def names(self, under: str) -> list[str]:
+        """Names (without `under`) of the files directly in a subfolder, sorted; [] if there is none."""
+        ...
+
+    def overwrite(self, name: str, data: bytes) -> None:
+        """Replace a file that only people read (a report). Atomic, not ordered against other writers."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove a file or, with everything in it, a subfolder; nothing to remove is no error."""
+        ...
+
+    def check(self) -> None:
+        """Raises OutputError unless this store is writable and really refuses the second put of a name."""
+        ...
+
+
+def open_folder(url: str) -> Folder:
+    """The folder at an absolute local path or an fsspec URL; made when first written to."""
+    return StoreFolder(url) if "://" in url else LocalFolder(url)
+
+
+def folder_names(url: str) -> list[str]:
+    """Names of the subfolders of a place, sorted; [] if it does not exist."""
+    if "://" not in url:
+        return sorted(entry.name for entry in os.scandir(url) if entry.is_dir()) if os.path.isdir(url) else []
+    filesystem, root = _store(url)
+    with contextlib.suppress(FileNotFoundError):
+        return sorted(
+            entry["name"].rsplit("/", 1)[-1]
+            for entry in filesystem.ls(root, detail=True)
+            if entry["type"] == "directory"
+        )
+    return []
+
+
+@contextlib.contextmanager
+def stopping(action: str, where: str | Path) -> Iterator[None]:
+    """Turn a failing disk or store into StopJob, which says what could not be done, where, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        # Lance reports the errno only in its text.
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error)
+        remedy = "free space" if full else "put that right"
+        reason = (error.strerror or str(error)).split(", /home/")[0]
+        raise StopJob(
+            f"could not {action} {where}: {reason}. Nothing half-written counts: {remedy} and run the same command again"
+        ) from error
+
+
+def make_durable(files: Iterable[str | Path]) -> None:
+    """fsync files and then the folders they lie in, so that a power cut keeps both contents and names."""
+    folders: set[Path] = set()
+    for file in files:
+        _sync(Path(file))
+        folders.add(Path(file).parent)
+    for folder in folders:
+        _sync(folder)
+
+
+def make_folder(path: str | Path) -> None:
+    """Make a local folder and its parents, durably."""
+    path = Path(path)
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    _sync(path.parent)
+
+
+class LocalFolder:
+    """On a local (or POSIX network) file system: write a temporary file, fsync, link it to its name."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._root = Path(url)
+
+    def put(self, name: str, data: bytes) -> bytes:
+        final = self._root / name
+        with stopping("write", final):
+            temporary = self._write(data)
+            try:
+                os.link(temporary, final)
+                standing = data
+            except FileNotFoundError:
+                make_folder(final.parent)
+                return self.put(name, data)
+            except FileExistsError:
+                standing = final.read_bytes()
+            finally:
+                temporary.unlink()
+            # Also by the one who lost: it goes on to act on a name that its winner may not have made durable.
+            _sync(final.parent)
+        return standing
+
+    def read(self, name: str) -> bytes | None:
+        with stopping("read", self._root / name), contextlib.suppress(FileNotFoundError):
+            return (self._root / name).read_bytes()
+        return None
+
+    def exists(self, name: str) -> bool:
+        return (self._root / name).exists()
+
+    def names(self, under: str) -> list[str]:
+        with stopping("list", self._root / under), contextlib.suppress(FileNotFoundError):
+            return sorted(entry.name for entry in os.scandir(self._root / under) if entry.is_file())
+        return []
+
+    def overwrite(self, name: str, data: bytes) -> None:
+        final = self._root / name
+        with stopping("write", final):
+            make_folder(final.parent)
+            os.replace(self._write(data), final)
+            _sync(final.parent)
+
+    def delete(self, name: str) -> None:
+        path = self._root / name
+        if path.is_dir():
+            for entry in path.iterdir():
+                self.delete(f"{name}/{entry.name}")
+            path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        try:
+            _check_twice(self)
+        except StopJob as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in (
+                errno.EPERM,
+                errno.EOPNOTSUPP,
+                errno.ENOSYS,
+            ):
+                raise OutputError(
+                    f"{self.url}: this file system has no hard links, which decide who was first; write to another one"
+                ) from error
+            raise OutputError(f"cannot write beside the output: {error}") from error
+
+    def _write(self, data: bytes) -> Path:
+        # Temporary files have a folder of their own, so that a listing of markers shows markers only.
+        temporary = self._root / "tmp" / uuid.uuid4().hex
+        make_folder(temporary.parent)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        return temporary
+
+
+class StoreFolder:
+    """On an object store, through fsspec: mode "xb" is a conditional put (measured for s3fs; `check` asks the store)."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._store, self._root = _store(url)
+
+    def put(self, name: str, data: bytes) -> bytes:
+        path = f"{self._root}/{name}"
+        try:
+            with self._store.open(path, "xb") as file:
+                file.write(data)
+            return data
+        except FileExistsError:
+            pass
+        except OSError:
+            # A put that timed out may have been stored all the same: what stands there decides.
+            if not self.exists(name):
+                with stopping("write", f"{self.url}/{name}"):
+                    raise
+        with stopping("read", f"{self.url}/{name}"):
+            return self._store.cat_file(path)
+
+    def read(self, name: str) -> bytes | None:
+        with stopping("read", f"{self.url}/{name}"), contextlib.suppress(FileNotFoundError):
+            return self._store.cat_file(f"{self._root}/{name}")
+        return None
+
+    def exists(self, name: str) -> bool:
+        return self._store.exists(f"{self._root}/{name}")
+
+    def names(self, under: str) -> list[str]:
+        with stopping("list", f"{self.url}/{under}"), contextlib.suppress(FileNotFoundError):
+            found = self._store.ls(f"{self._root}/{under}", detail=True)
+            return sorted(entry["name"].rsplit("/", 1)[-1] for entry in found if entry["type"] == "file")
+        return []
+
+    def overwrite(self, name: str, data: bytes) -> None:
+        with stopping("write", f"{self.url}/{name}"):
+            self._store.pipe_file(f"{self._root}/{name}", data)
+
+    def delete(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._store.rm(f"{self._root}/{name}", recursive=True)
+
+    def check(self) -> None:
+        try:
+            _check_twice(self)
+        except (StopJob, ValueError, NotImplementedError) as error:
+            raise OutputError(
+                f"cannot put a file only if absent in {self.url}: {error}; use a store with conditional writes"
+            ) from error
+
+
+def _check_twice(folder: Folder) -> None:
+    name = f"check/{uuid.uuid4().hex}"
+    try:
+        first, second = folder.put(name, b"first"), folder.put(name, b"second")
+        if (first, second) != (b"first", b"first") or folder.read(name) != b"first":
+            raise OutputError(
+                f"{folder.url}: this store lets a second write replace the first, so nothing there can be written exactly once"
+            )
+    finally:
+        folder.delete(name)
+
+
+def _store(url: str):
+    import fsspec
+
+    # Other processes write here too: a cached listing would hide their markers.
+    return fsspec.core.url_to_fs(url, use_listings_cache=False)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

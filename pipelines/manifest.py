@@ -1,0 +1,437 @@
+"""What a job has done and has still to do, read from the files beside its output: the truth that outlives every process.
+
+Owns plan, markers, generations, receipts and rejects. Knows no sink: what receipts bring into the output is the fold's matter.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..config.errors import LadingError, OutputError
+from ..config.failpoints import failpoint
+from .folder import Folder, folder_names
+from .records import Input, Receipt, Reject, Shard
+from .sinks import Output, Pair
+
+PLAN_VERSION = RECEIPT_VERSION = OPENING_VERSION = 1
+RETRYABLE = ("failed", "not-finite")  # codes whose rows another attempt may save
+
+_MARKER = re.compile(r"(\d+)\.(\d+)(\.open)?\.json")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a job set out to do. Written once, before its first shard."""
+
+    job: str
+    spec: dict[str, Any]
+    format: str
+    inputs: list[Input]
+    shards: list[Shard]  # shard n has number n
+    duplicates: dict[int, np.ndarray]  # shard -> int64 ordinals that are rejected as duplicates
+    on_existing: str
+    recipe: dict[str, Any]
+    model: dict[str, Any]  # name, folder, origin
+    schema: str  # of the output: a serialised Arrow schema, base64
+    created: float  # Unix time, for people
+    version: int = PLAN_VERSION
+
+    @property
+    def output_schema(self) -> pa.Schema:
+        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.schema)))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Work:
+    """One shard, or some rows of it, that has no marker yet."""
+
+    shard: Shard
+    generation: int
+    ordinals: np.ndarray | None  # int64 places in the shard that this generation covers; None is all
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Counts over the receipts that count, in input rows but for `rows_out`."""
+
+    rows_in: int = 0  # == done + rejected + failed
+    done: int = 0
+    rejected: int = 0
+    failed: int = 0  # in failed shards, as far as the plan knows their rows
+    remaining: int = 0  # in shards (and reopened generations) without a receipt, as far as the plan knows
+    rows_out: int = 0
+    truncated: int = 0
+    tokens: int = 0
+    rejects: dict[str, int] = dataclasses.field(default_factory=dict)  # code -> rows
+    shards: int = 0
+    shards_done: int = 0
+    shards_failed: int = 0
+    failure: str = ""  # the first failed shard's reason
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Opening:
+    """Why a generation above 0 exists, and the rows it covers."""
+
+    why: str  # failed | void: it stands in for the one before; rejects: it takes some rejects over from it
+    ordinals: tuple[int, ...] | None  # None: all rows of the shard
+    codes: dict[str, int]  # rejects: what those rows count as in the generation they come from
+
+
+@dataclasses.dataclass(slots=True)
+class _Segment:
+    """A generation that counts for its shard."""
+
+    generation: int
+    receipt: Receipt | None
+    scope: tuple[int, ...] | None
+    taken: _Opening | None = None  # rejects that a later generation took over
+
+
+class Manifest:
+    """The folder of one job. Threads may share one; any number of processes may open the same."""
+
+    def __init__(self, folder: Folder, plan: Plan) -> None:
+        self.folder = folder
+        self.plan = plan
+        self._receipts: dict[Pair, Receipt] = {}
+        self._openings: dict[Pair, _Opening] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def create(cls, output: Output, plan: Plan) -> Manifest:
+        """Write the plan put-if-absent; the manifest of the plan that stands, an earlier one of the same job included.
+
+        Raises OutputError if the place is not writable or its store cannot put-if-absent.
+        """
+        folder = output.job(plan.job)
+        if not folder.exists("plan.json"):
+            folder.check()
+        standing = folder.put("plan.json", _dump(_plan_to_json(plan)))
+        failpoint("plan.written")
+        return cls(folder, _plan_from_json(_load(standing, folder, "plan.json")))
+
+    @classmethod
+    def find(cls, output: Output, job: str) -> Manifest | None:
+        """The manifest of a job that has a plan, else None."""
+        folder = output.job(job)
+        stored = folder.read("plan.json")
+        return None if stored is None else cls(folder, _plan_from_json(_load(stored, folder, "plan.json")))
+
+    @classmethod
+    def open(cls, output: Output, job: str) -> Manifest:
+        """Raises OutputError if there is no such job."""
+        manifest = cls.find(output, job)
+        if manifest is None:
+            raise OutputError(f"{output} has no job {job}; its jobs: {', '.join(jobs(output)) or 'none'}")
+        return manifest
+
+    # -- what is to be done
+
+    def work(self) -> list[Work]:
+        """Every shard whose newest generation has no marker yet, in order of shards."""
+        self._refresh()
+        found: list[Work] = []
+        for shard in self.plan.shards:
+            last = self._segments(shard.number)[-1]
+            if last.receipt is None:
+                ordinals = None if last.scope is None else np.array(last.scope, np.int64)
+                found.append(Work(shard, last.generation, ordinals))
+        return found
+
+    def published(self, shard: int, generation: int) -> bool:
+        """Whether some attempt at this generation has a marker already."""
+        return (shard, generation) in self._receipts or self.folder.exists(_marker(shard, generation))
+
+    def reopen_failed(self) -> int:
+        """Give every failed shard a further generation; how many. Idempotent until those are published."""
+        return self._reopen("failed", lambda last: last.receipt is not None and last.receipt.status == "failed")
+
+    def reopen_void(self, pairs: Iterable[Pair]) -> int:
+        """Give generations whose staged files are gone (Folded.void) a further one; how many."""
+        void = set(pairs)
+        return self._reopen(
+            "void", lambda last: last.receipt is not None and (last.receipt.shard, last.generation) in void
+        )
+
+    def reopen_rejects(self) -> int:
+        """Give the rejects that another attempt may save (codes RETRYABLE) a further generation; how many rows.
+
+        Raises OutputError for a job that is closed: its ledger entry is gone, nothing can be added under its name.
+        """
+        if self.closed() is not None:
+            raise OutputError(
+                f"job {self.plan.job} is finished; write its retryable rejects as a new job with --on-existing append"
+            )
+        self._refresh()
+        rows = 0
+        for shard in self.plan.shards:
+            last = self._segments(shard.number)[-1]
+            if last.receipt is None or not any(last.receipt.rejects.get(code) for code in RETRYABLE):
+                continue
+            again = [one for one in self._read_rejects(last.receipt) if one.code in RETRYABLE]
+            codes = {code: count for code in RETRYABLE if (count := sum(one.code == code for one in again))}
+            self._open(
+                shard.number, last.generation + 1, _Opening("rejects", tuple(one.ordinal for one in again), codes)
+            )
+            rows += len(again)
+        return rows
+
+    # -- what was done
+
+    def write_rejects(self, shard: int, generation: int, attempt: str, rejects: list[Reject]) -> str:
+        """Store an attempt's rejects durably; the name for `Receipt.rejects_file`, "" if there are none."""
+        if not rejects:
+            return ""
+        name = f"rejects/{shard}.{generation}.{attempt}.jsonl"
+        self.folder.put(name, b"".join(_dump(dataclasses.asdict(one)) + b"\n" for one in rejects))
+        failpoint("rejects.written")
+        return name
+
+    def publish(self, receipt: Receipt) -> Receipt:
+        """Put the marker if absent: the receipt that counts. If its attempt is another's, ours is lost: discard its files."""
+        failpoint("publish.before")
+        name = _marker(receipt.shard, receipt.generation)
+        standing = self.folder.put(name, _dump(dataclasses.asdict(receipt)))
+        failpoint("publish.linked")
+        winner = self._receipt(name, standing)
+        with self._lock:
+            self._receipts[receipt.shard, receipt.generation] = winner
+        return winner
+
+    def receipts(self) -> list[Receipt]:
+        """Every receipt that counts, failed ones included; a shard has several where rejects were reopened."""
+        self._refresh()
+        return [one.receipt for shard in self.plan.shards for one in self._segments(shard.number) if one.receipt]
+
+    def finished(self) -> list[Receipt]:
+        """The receipts to fold."""
+        return [receipt for receipt in self.receipts() if receipt.status == "done"]
+
+    def rejects(self) -> Iterator[Reject]:
+        """Every rejected row of the job, by shard; rows that a later generation took over are counted there."""
+        self._refresh()
+        for shard in self.plan.shards:
+            for segment in self._segments(shard.number):
+                taken = set(segment.taken.ordinals or ()) if segment.taken else set()
+                if segment.receipt:
+                    yield from (one for one in self._read_rejects(segment.receipt) if one.ordinal not in taken)
+
+    def totals(self) -> Totals:
+        """The job's counts. Raises LadingError, naming the marker, if one does not balance."""
+        self._refresh()
+        count: dict[str, int] = dict.fromkeys(
+            (
+                "rows_in",
+                "done",
+                "rejected",
+                "failed",
+                "remaining",
+                "rows_out",
+                "truncated",
+                "tokens",
+                "shards_done",
+                "shards_failed",
+            ),
+            0,
+        )
+        codes: dict[str, int] = {}
+        failure = ""
+        for shard in self.plan.shards:
+            segments = self._segments(shard.number)
+            statuses = [segment.receipt.status if segment.receipt else "" for segment in segments]
+            count["shards_done"] += statuses[-1] == "done"
+            count["shards_failed"] += statuses[-1] == "failed"
+            for segment in segments:
+                taken = len(segment.taken.ordinals or ()) if segment.taken else 0
+                receipt = segment.receipt
+                if receipt is None:
+                    count["remaining"] += (shard.rows or 0) if segment.scope is None else len(segment.scope)
+                    continue
+                self._check_balance(receipt, segment)
+                if receipt.status == "failed":
+                    failure = failure or f"shard {receipt.shard}: {receipt.reason}"
+                    rows_failed = receipt.rows_in if segment.scope is None else len(segment.scope)
+                    count["failed"] += rows_failed
+                    count["rows_in"] += rows_failed
+                    continue
+                count["rows_in"] += receipt.rows_in - taken
+                count["done"] += receipt.rows_done
+                count["rejected"] += receipt.rejected - taken
+                for name in ("rows_out", "truncated", "tokens"):
+                    count[name] += getattr(receipt, name)
+                for code, rows in receipt.rejects.items():
+                    rows -= segment.taken.codes.get(code, 0) if segment.taken else 0
+                    if rows:
+                        codes[code] = codes.get(code, 0) + rows
+        if count["rows_in"] != count["done"] + count["rejected"] + count["failed"]:
+            raise LadingError(
+                f"job {self.plan.job}: the receipts in {self.folder.url} do not balance: {count}; this is a bug, please report it"
+            )
+        return Totals(**count, rejects=codes, shards=len(self.plan.shards), failure=failure)
+
+    # -- the end
+
+    def close(self, report: dict[str, Any], *, folded: set[Pair] | None = None) -> None:
+        """Declare the job complete; from now on nothing is folded under its name. Idempotent.
+
+        `folded` (Sink.folded) is compared with the receipts where given. Raises LadingError if a shard is
+        missing, failed, or not in view yet.
+        """
+        totals = self.totals()
+        missing = (
+            [] if folded is None else [one for one in self.finished() if (one.shard, one.generation) not in folded]
+        )
+        if totals.shards_done != totals.shards or missing:
+            raise LadingError(
+                f"job {self.plan.job} is not complete: {totals.shards_done} of {totals.shards} shards are done, "
+                f"{len(missing)} of them not in the output yet; run the same command again"
+            )
+        failpoint("close.before")
+        self.folder.put("closed.json", _dump({"version": 1, "job": self.plan.job, "report": report}))
+        self.write_report(report)
+        failpoint("close.written")
+
+    def closed(self) -> dict[str, Any] | None:
+        """The report the job was closed with, None while it is open."""
+        stored = self.folder.read("closed.json")
+        return None if stored is None else _load(stored, self.folder, "closed.json")["report"]
+
+    def write_report(self, report: dict[str, Any]) -> None:
+        """Leave a summary for people; nothing reads it back to decide anything."""
+        self.folder.overwrite("report.json", json.dumps(report, indent=2).encode())
+
+    # -- inside
+
+    def _refresh(self) -> None:
+        """One listing, and one read per file not seen before: markers and openings never change."""
+        with self._lock:
+            for name in self.folder.names("markers"):
+                match = _MARKER.fullmatch(name)
+                if match is None:
+                    raise LadingError(f"{self.folder.url}/markers/{name} is not a marker's name: move it away")
+                pair = (int(match[1]), int(match[2]))
+                known = self._openings if match[3] else self._receipts
+                if pair not in known and (stored := self.folder.read(f"markers/{name}")) is not None:
+                    if match[3]:
+                        self._openings[pair] = self._opening(name, stored)
+                    else:
+                        self._receipts[pair] = self._receipt(name, stored)
+
+    def _segments(self, shard: int) -> list[_Segment]:
+        """The generations that count, oldest first; at least one."""
+        segments = [_Segment(0, self._receipts.get((shard, 0)), None)]
+        generation = 1
+        while opening := self._openings.get((shard, generation)):
+            if opening.why == "rejects":
+                segments[-1].taken = opening
+            else:
+                segments.pop()
+            segments.append(_Segment(generation, self._receipts.get((shard, generation)), opening.ordinals))
+            generation += 1
+        return segments
+
+    def _reopen(self, why: str, wanted: Any) -> int:
+        self._refresh()
+        opened = 0
+        for shard in self.plan.shards:
+            last = self._segments(shard.number)[-1]
+            if wanted(last):
+                self._open(shard.number, last.generation + 1, _Opening(why, last.scope, {}))
+                opened += 1
+        return opened
+
+    def _open(self, shard: int, generation: int, opening: _Opening) -> None:
+        name = f"markers/{shard}.{generation}.open.json"
+        standing = self.folder.put(name, _dump({"version": OPENING_VERSION, **dataclasses.asdict(opening)}))
+        with self._lock:
+            self._openings[shard, generation] = self._opening(name, standing)
+
+    def _opening(self, name: str, stored: bytes) -> _Opening:
+        fields = _load(stored, self.folder, name)
+        _check_version(fields, OPENING_VERSION, f"{self.folder.url}: {name}")
+        ordinals = fields["ordinals"]
+        return _Opening(fields["why"], None if ordinals is None else tuple(ordinals), fields["codes"])
+
+    def _receipt(self, name: str, stored: bytes) -> Receipt:
+        fields = _load(stored, self.folder, name)
+        _check_version(fields, RECEIPT_VERSION, f"{self.folder.url}: {name}")
+        return Receipt(**{**fields, "files": tuple(fields["files"])})
+
+    def _read_rejects(self, receipt: Receipt) -> Iterator[Reject]:
+        if not receipt.rejects_file:
+            return
+        stored = self.folder.read(receipt.rejects_file)
+        if stored is None:
+            raise LadingError(
+                f"{self.folder.url}/{receipt.rejects_file} is gone; it lists {receipt.rejected} rejected rows of shard {receipt.shard}"
+            )
+        for line in stored.splitlines():
+            yield Reject(**json.loads(line))
+
+    def _check_balance(self, receipt: Receipt, segment: _Segment) -> None:
+        fault = ""
+        if receipt.status == "done" and receipt.rows_in != receipt.rows_done + receipt.rejected:
+            fault = f"{receipt.rows_in} rows in, but {receipt.rows_done} done and {receipt.rejected} rejected"
+        elif receipt.rejected != sum(receipt.rejects.values()):
+            fault = f"{receipt.rejected} rows rejected, but by reason {receipt.rejects}"
+        elif receipt.status == "done" and segment.scope is not None and receipt.rows_in != len(segment.scope):
+            fault = f"{receipt.rows_in} rows in, but the generation covers {len(segment.scope)}"
+        if fault:
+            name = _marker(receipt.shard, receipt.generation)
+            raise LadingError(f"{self.folder.url}/{name} does not balance: {fault}; this is a bug, please report it")
+
+
+def jobs(output: Output) -> list[str]:
+    """Ids of the jobs that have a folder beside the output, sorted."""
+    return folder_names(f"{output.manifest}/jobs")
+
+
+def _marker(shard: int, generation: int) -> str:
+    return f"markers/{shard}.{generation}.json"
+
+
+def _plan_to_json(plan: Plan) -> dict[str, Any]:
+    fields = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
+    return {
+        **fields,
+        "inputs": [dataclasses.astuple(one) for one in plan.inputs],
+        "shards": [dataclasses.astuple(one) for one in plan.shards],
+        "duplicates": {str(shard): [int(one) for one in ordinals] for shard, ordinals in plan.duplicates.items()},
+    }
+
+
+def _plan_from_json(fields: dict[str, Any]) -> Plan:
+    _check_version(fields, PLAN_VERSION, f"the plan of job {fields.get('job')}")
+    duplicates = {int(shard): np.array(ordinals, np.int64) for shard, ordinals in fields["duplicates"].items()}
+    inputs, shards = [Input(*one) for one in fields["inputs"]], [Shard(*one) for one in fields["shards"]]
+    return Plan(**{**fields, "inputs": inputs, "shards": shards, "duplicates": duplicates})
+
+
+def _check_version(fields: dict[str, Any], known: int, where: str) -> None:
+    if fields.get("version") != known:
+        raise OutputError(
+            f"{where} has format version {fields.get('version')}, this release reads version {known}; use the release that wrote it"
+        )
+
+
+def _dump(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields, separators=(",", ":")).encode()
+
+
+def _load(stored: bytes, folder: Folder, name: str) -> dict[str, Any]:
+    try:
+        return json.loads(stored)
+    except ValueError as error:
+        raise LadingError(
+            f"{folder.url}/{name} is not JSON ({error}): the file was damaged; restore or move it away"
+        ) from error

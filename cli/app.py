@@ -12,10 +12,11 @@ import traceback
 
 import click
 
-from ..config.errors import LadingError
+from ..config.errors import LadingError, UsageError
 from . import jobs, outputs
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
+WORKER_PACKAGES = {"huggingface_hub", "safetensors", "tokenizers", "torch", "transformers"}
 SHELLS = ("bash", "zsh", "fish")
 
 
@@ -83,6 +84,9 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
     except Exception as error:
         _debug()
+        if isinstance(error, ModuleNotFoundError) and error.name in WORKER_PACKAGES:
+            click.echo(f"lading: this verb runs a model and needs {error.name}: pip install 'lading[worker]'", err=True)
+            return UsageError.exit_code
         click.echo(
             f"lading: internal error: {type(error).__name__}: {error} ({_place(error)})\n"
             "  This is a defect of lading. Please report this line with what LADING_DEBUG=1 prints for the same command.",

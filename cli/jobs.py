@@ -113,8 +113,8 @@ def _carry_out(spec: JobSpec, given: dict[str, Any]) -> int:
         summary = run_job(
             start(drafted),
             device=given["device"],
-            batch_tokens=given["batch_tokens"],
-            threads=given["threads"],
+            batch_tokens=given["batch_tokens"] or 0,
+            threads=given["threads"] or 0,
             stop=stop,
             on_progress=on_progress,
         )

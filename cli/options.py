@@ -127,12 +127,9 @@ RUN: tuple[Decorator, ...] = (
         "--batch-tokens",
         metavar="N",
         type=COUNT,
-        default=0,
         help="Tokens the device takes at once.  [default: by the device]",
     ),
-    click.option(
-        "--threads", metavar="N", type=COUNT, default=0, help="CPU threads of the model.  [default: torch's own choice]"
-    ),
+    click.option("--threads", metavar="N", type=COUNT, help="CPU threads of the model.  [default: all cores]"),
 )
 
 JSON: tuple[Decorator, ...] = (click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts."),)

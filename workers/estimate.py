@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from ..pipelines import sources
@@ -72,14 +71,14 @@ class Estimate:
 
 def estimate(draft: Draft) -> Estimate:
     """Read and tokenise a few rows of the draft's source, and scale up."""
-    sample = [
-        (shard, rows) for shard in _spread(draft.shards) for rows in [_first_rows(draft, shard)] if rows is not None
-    ]
-    seen = sum(rows.count for _, rows in sample)
-    rows = draft.rows if draft.rows is not None else _rows_by_bytes(draft, sample)
+    texts = list(draft.spec.steps[0].text)
+    schema = sources.check_columns(draft.spec.source, draft.format, draft.inputs, read_columns(draft.spec), texts=texts)
+    sample = [rows for shard in _spread(draft.shards) if (rows := _first_rows(draft, schema, shard)) is not None]
+    seen = sum(rows.count for rows in sample)
+    rows, exact = sources.estimate_rows(draft.format, draft.inputs, draft.shards)
     scale = rows / seen if seen else 0.0
-    counted = _count_tokens(draft, [rows for _, rows in sample])
-    good = sum(rows.batch.num_rows for _, rows in sample)
+    counted = _count_tokens(draft, sample)
+    good = sum(rows.batch.num_rows for rows in sample)
     items = counted[1] if counted else good
     manifest = draft.manifest
     return Estimate(
@@ -94,13 +93,13 @@ def estimate(draft: Draft) -> Estimate:
         shards=len(draft.shards),
         shards_done=manifest.totals().shards_done if manifest else 0,
         rows=rows,
-        rows_exact=draft.rows is not None,
+        rows_exact=exact,
         duplicate_ids=sum(len(places) for places in draft.duplicates.values()),
         sampled_rows=seen,
         sampled_rejects=seen - good,
         tokens=round(counted[0] * scale) if counted else None,
         rows_out=round(items * scale) if counted else None,
-        bytes_out=round(_bytes_per_row(draft.schema, [rows.batch for _, rows in sample]) * items * scale),
+        bytes_out=round(_bytes_per_row(draft.schema, [rows.batch for rows in sample]) * items * scale),
     )
 
 
@@ -109,27 +108,18 @@ def _spread(shards: list[Shard]) -> list[Shard]:
     return [shards[place * len(shards) // count] for place in range(count)]
 
 
-def _first_rows(draft: Draft, shard: Shard) -> Rows | None:
-    duplicates = draft.duplicates.get(shard.number)
-    columns, texts = read_columns(draft.spec), list(draft.spec.steps[0].text)
+def _first_rows(draft: Draft, schema: pa.Schema, shard: Shard) -> Rows | None:
     reading = sources.read(
-        draft.spec.source, draft.format, draft.inputs, shard, columns, texts=texts, duplicates=duplicates
+        draft.spec.source,
+        draft.format,
+        draft.inputs,
+        shard,
+        schema,
+        texts=list(draft.spec.steps[0].text),
+        duplicates=draft.duplicates.get(shard.number),
+        batch_rows=SAMPLED_ROWS,
     )
-    rows = next(iter(reading), None)
-    if rows is None or rows.count <= SAMPLED_ROWS:
-        return rows
-    few = dataclasses.replace(rows, batch=rows.batch.slice(0, SAMPLED_ROWS), positions=rows.positions[:SAMPLED_ROWS])
-    return dataclasses.replace(few, bad=[reject for reject in rows.bad if reject.ordinal < SAMPLED_ROWS])
-
-
-def _rows_by_bytes(draft: Draft, sample: list[tuple[Shard, Rows]]) -> int:
-    """Shards of byte ranges do not know their rows: take the sampled rows' mean length."""
-    lengths = [np.diff(rows.positions) for _, rows in sample]
-    known = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
-    total = sum(shard.stop - shard.start for shard in draft.shards)
-    if len(known):
-        return round(total / max(float(known.mean()), 1.0))
-    return sum(rows.count for _, rows in sample)  # no shard has two rows
+    return next(iter(reading), None)
 
 
 def _count_tokens(draft: Draft, sample: list[Rows]) -> tuple[int, int] | None:

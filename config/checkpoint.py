@@ -89,6 +89,7 @@ def resolve(
         chunk_overlap=chunk_overlap,
     )
     if task == "score":
+        _check_one_label(folder, config)
         return dataclasses.replace(recipe, activation=activation or _activation(folder, config))
     if task == "extract":
         return dataclasses.replace(recipe, labels=_labels(folder, config), aggregation="simple")
@@ -221,6 +222,18 @@ def _activation(folder: Path, config: dict[str, Any]) -> str:
                 )
             return _ACTIVATIONS[kind]
     return "sigmoid"
+
+
+def _check_one_label(folder: Path, config: dict[str, Any]) -> None:
+    """Unless config.json says otherwise, a transformers model has two labels."""
+    named = config.get("id2label")
+    count = integer_at(config, ("num_labels",), folder / "config.json")
+    if count is None:
+        count = len(named) if isinstance(named, dict) else 2
+    if count != 1:
+        raise ModelError(
+            f"{folder / 'config.json'}: the model has {count} labels; a reranker has 1, and `score` stores one number"
+        )
 
 
 def _labels(folder: Path, config: dict[str, Any]) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ class Checkpoint:
     def describe(self) -> str:
         """One phrase for logs and plans: what was found and where."""
         commit = f" at {self.revision[:12]}" if self.revision else ""
-        return f"{self.name}{commit} ({self.origin}: {self.folder})" if commit else f"{self.name} ({self.origin})"
+        return f"{self.name}{commit} ({self.origin}: {self.folder})"
 
 
 def saved_prompts(folder: Path) -> dict[str, str]:

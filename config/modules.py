@@ -29,6 +29,15 @@ _POOLING_FLAGS = {
     "pooling_mode_weightedmean_tokens": "weighted_mean",
     "pooling_mode_lasttoken": "last",
 }
+# What may follow a Dense module's linear layer, as sentence-transformers names it.
+DENSE_ACTIVATIONS = (
+    "torch.nn.modules.linear.Identity",
+    "torch.nn.modules.activation.GELU",
+    "torch.nn.modules.activation.ReLU",
+    "torch.nn.modules.activation.Sigmoid",
+    "torch.nn.modules.activation.SiLU",
+    "torch.nn.modules.activation.Tanh",
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -117,10 +126,9 @@ def _dense(path: Path) -> tuple[int, int]:
     takes, gives = integer_at(found, ("in_features",), path), integer_at(found, ("out_features",), path)
     if takes is None or gives is None:
         raise ModelError(f"{path}: a Dense module needs in_features and out_features")
-    if found.get("use_residual"):
-        raise ModelError(f"{path}: use_residual is not supported")
-    if not text_at(found, "activation_function", path).startswith("torch.nn."):
-        raise ModelError(f"{path}: activation_function {found['activation_function']} is not one of torch's own")
+    activation = found.get("activation_function", "torch.nn.modules.activation.Tanh")
+    if activation not in DENSE_ACTIVATIONS:
+        raise ModelError(f"{path}: activation_function {activation}{nearest(str(activation), DENSE_ACTIVATIONS)}")
     _check_keys(path, found)
     weight_files(path.parent)
     return takes, gives

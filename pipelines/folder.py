@@ -10,8 +10,9 @@ import errno
 import os
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from ..config.errors import OutputError, StopJob
 
@@ -35,8 +36,24 @@ class Folder(Protocol):
 
     def exists(self, name: str) -> bool: ...
 
-    def names(self, under: str) -> list[str]:
+    def names(self, under: str = "") -> list[str]:
         """Names (without `under`) of the files directly in a subfolder, sorted; [] if there is none."""
+        ...
+
+    def stream(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """A new file to write to, durable when the block ends, gone if the block fails."""
+        ...
+
+    def open(self, name: str) -> BinaryIO:
+        """A file to read. Raises FileNotFoundError."""
+        ...
+
+    def adopt(self, source: Folder, staged: str, name: str) -> bool:
+        """Move a file of `source` (a folder on the same store) here, durably; False if it is not there (any more).
+
+        Locally a rename, which happens once whoever tries it; on an object store a copy, and the source stays
+        for the caller to delete.
+        """
         ...
 
     def overwrite(self, name: str, data: bytes) -> None:
@@ -45,6 +62,10 @@ class Folder(Protocol):
 
     def delete(self, name: str) -> None:
         """Remove a file or, with everything in it, a subfolder; nothing to remove is no error."""
+        ...
+
+    def size(self, under: str) -> int:
+        """Bytes of the files directly in a subfolder."""
         ...
 
     def check(self) -> None:
@@ -139,10 +160,44 @@ class LocalFolder:
     def exists(self, name: str) -> bool:
         return (self._root / name).exists()
 
-    def names(self, under: str) -> list[str]:
+    def names(self, under: str = "") -> list[str]:
         with stopping("list", self._root / under), contextlib.suppress(FileNotFoundError):
             return sorted(entry.name for entry in os.scandir(self._root / under) if entry.is_file())
         return []
+
+    @contextlib.contextmanager
+    def stream(self, name: str) -> Iterator[BinaryIO]:
+        final = self._root / name
+        make_folder(final.parent)
+        try:
+            with open(final, "xb") as file:
+                yield file
+            make_durable([final])
+        except BaseException:
+            final.unlink(missing_ok=True)
+            raise
+
+    def open(self, name: str) -> BinaryIO:
+        return open(self._root / name, "rb")
+
+    def adopt(self, source: Folder, staged: str, name: str) -> bool:
+        final = self._root / name
+        make_folder(self._root)
+        try:
+            os.rename(Path(source.url) / staged, final)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                raise OutputError(
+                    f"{self.url} and {source.url} are on different file systems; write to a folder below {self.url}"
+                ) from error
+            raise
+        _sync(final.parent)
+        return True
+
+    def size(self, under: str) -> int:
+        return sum((self._root / under / name).stat().st_size for name in self.names(under))
 
     def overwrite(self, name: str, data: bytes) -> None:
         final = self._root / name
@@ -220,11 +275,35 @@ class StoreFolder:
     def exists(self, name: str) -> bool:
         return self._store.exists(f"{self._root}/{name}")
 
-    def names(self, under: str) -> list[str]:
+    def names(self, under: str = "") -> list[str]:
         with stopping("list", f"{self.url}/{under}"), contextlib.suppress(FileNotFoundError):
             found = self._store.ls(f"{self._root}/{under}", detail=True)
             return sorted(entry["name"].rsplit("/", 1)[-1] for entry in found if entry["type"] == "file")
         return []
+
+    @contextlib.contextmanager
+    def stream(self, name: str) -> Iterator[BinaryIO]:
+        path = f"{self._root}/{name}"
+        file = self._store.open(path, "wb")
+        try:
+            yield file
+        except BaseException:
+            file.discard()  # closing would store what was written so far
+            raise
+        file.close()
+
+    def open(self, name: str) -> BinaryIO:
+        return self._store.open(f"{self._root}/{name}", "rb")
+
+    def adopt(self, source: Folder, staged: str, name: str) -> bool:
+        try:
+            self._store.copy(f"{source.url}/{staged}", f"{self.url}/{name}")
+        except FileNotFoundError:
+            return False
+        return True
+
+    def size(self, under: str) -> int:
+        return sum(self._store.size(f"{self._root}/{under}/{name}") for name in self.names(under))
 
     def overwrite(self, name: str, data: bytes) -> None:
         with stopping("write", f"{self.url}/{name}"):

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from ..config.errors import OutputError, StopJob
 from ..config.failpoints import failpoint
-from .folder import make_durable, make_folder, stopping
+from .folder import make_durable, make_folder, open_folder, stopping
 
 with warnings.catch_warnings():
     # Workers fork before their first use of Lance, never after.
@@ -215,10 +215,8 @@ def _delete(table: lance.LanceDataset, fragment: FragmentMetadata, offsets: np.n
     number = uuid.uuid4().int >> 65
     name = f"_deletions/{fragment.id}-{table.version}-{number}.arrow"
     schema = pa.schema([pa.field("row_id", pa.uint32(), nullable=False)])
-    with _open_for_writing(f"{table.uri}/{name}") as file, pa.ipc.new_file(file, schema) as writer:
+    with open_folder(table.uri).stream(name) as file, pa.ipc.new_file(file, schema) as writer:
         writer.write_batch(pa.record_batch([pa.array(deleted)], schema=schema))
-    if "://" not in table.uri:
-        make_durable([f"{table.uri}/{name}"])
     stored["deletion_file"] = {
         "read_version": table.version,
         "id": number,
@@ -227,15 +225,6 @@ def _delete(table: lance.LanceDataset, fragment: FragmentMetadata, offsets: np.n
         "base_id": None,
     }
     return FragmentMetadata.from_json(json.dumps(stored))
-
-
-def _open_for_writing(path: str):
-    if "://" not in path:
-        make_folder(os.path.dirname(path))
-        return open(path, "xb")
-    import fsspec
-
-    return fsspec.open(path, "wb").open()
 
 
 def _make_durable(table: lance.LanceDataset) -> None:
@@ -248,4 +237,3 @@ def _make_durable(table: lance.LanceDataset) -> None:
     files += [f"{transactions}/{name}" for name in os.listdir(transactions) if name.startswith(f"{table.version - 1}-")]
     with stopping("make durable", table.uri):
         make_durable(file for file in files if os.path.exists(file))
-        make_durable([])

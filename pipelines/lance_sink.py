@@ -6,7 +6,6 @@ How a commit is made exact is lance_commit's matter; what the ledger says is led
 from __future__ import annotations
 
 import json
-import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -17,7 +16,7 @@ import pyarrow as pa
 from ..config.errors import OutputError, TableChanged
 from ..config.failpoints import failpoint
 from . import lance_commit
-from .folder import Folder, stopping
+from .folder import Folder, open_folder, stopping
 from .lance_commit import Change, lance
 from .ledger import TABLE_ID_KEY, Entry, Ledger
 from .records import Receipt
@@ -33,6 +32,7 @@ class LanceSink:
         lance_commit.check_versions()
         self.output = output
         self._uri = output.data
+        self._files = open_folder(output.data)
         self._sequence = 0  # the highest seen by this process
         self._schema: pa.Schema | None = None  # of the job
 
@@ -147,7 +147,7 @@ class LanceSink:
 
     def discard(self, files: tuple[dict[str, Any], ...]) -> None:
         for path in self._data_files(files):
-            _remove(path)
+            self._files.delete(path)
         for file in files:
             if "replaces" in file:
                 self.output.job(file["job"]).delete(file["replaces"])
@@ -174,7 +174,7 @@ class LanceSink:
             failpoint("fold.read")
             if not waiting:
                 return None
-            whole = [one for one in waiting if all(_exists(path) for path in self._data_files(one.files))]
+            whole = [one for one in waiting if all(self._files.exists(path) for path in self._data_files(one.files))]
             settled.extend((one.shard, one.generation) for one in whole)
             lost = {(one.shard, one.generation) for one in waiting if one not in whole}
             void.update(lost)
@@ -268,7 +268,7 @@ class LanceSink:
     def _data_files(self, files: Iterable[dict[str, Any]]) -> Iterator[str]:
         for file in files:
             if "fragment" in file:
-                yield from (f"{self._uri}/data/{one['path']}" for one in file["fragment"]["files"])
+                yield from (f"data/{one['path']}" for one in file["fragment"]["files"])
 
 
 def _remembered(folder: Folder, name: str) -> dict[str, Any] | None:
@@ -291,23 +291,3 @@ def _from_ipc(folder: Folder, name: str) -> pa.Array:
             f"{folder.url}/{name} is gone: it lists the ids whose rows were to be replaced; put it back and run the same command again"
         )
     return pa.ipc.open_file(stored).read_all()["id"].combine_chunks()
-
-
-def _exists(path: str) -> bool:
-    if "://" not in path:
-        return os.path.exists(path)
-    import fsspec
-
-    filesystem, place = fsspec.core.url_to_fs(path)
-    return filesystem.exists(place)
-
-
-def _remove(path: str) -> None:
-    if "://" not in path:
-        if os.path.exists(path):
-            os.unlink(path)
-        return
-    import fsspec
-
-    filesystem, place = fsspec.core.url_to_fs(path)
-    filesystem.rm_file(place)

@@ -1,53 +1,31 @@
 """What a job has done and has still to do, read from the files beside its output: the truth that outlives every process.
 
-Owns plan, markers, generations, receipts and rejects. Knows no sink: what receipts bring into the output is the fold's matter.
+Owns the plan's file, markers, generations, receipts and rejects. Knows no sink: what receipts bring into the output is the fold's matter.
 """
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from ..config.errors import LadingError, OutputError
 from ..config.failpoints import failpoint
 from .folder import Folder, folder_names
-from .records import Input, Receipt, Reject, Shard
-from .sinks import Output, Pair
+from .generations import Opening, Pair, Segment, Totals, segments, total
+from .plan import Plan, check_version
+from .records import Receipt, Reject, Shard
+from .sinks import Output
 
-PLAN_VERSION = RECEIPT_VERSION = OPENING_VERSION = 1
+RECEIPT_VERSION = OPENING_VERSION = 1
 RETRYABLE = ("failed", "not-finite")  # codes whose rows another attempt may save
 
 _MARKER = re.compile(r"(\d+)\.(\d+)(\.open)?\.json")
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What a job set out to do. Written once, before its first shard."""
-
-    job: str
-    spec: dict[str, Any]
-    format: str
-    inputs: list[Input]
-    shards: list[Shard]  # shard n has number n
-    duplicates: dict[int, np.ndarray]  # shard -> int64 ordinals that are rejected as duplicates
-    on_existing: str
-    recipe: dict[str, Any]
-    model: dict[str, Any]  # name, folder, origin
-    schema: str  # of the output: a serialised Arrow schema, base64
-    created: float  # Unix time, for people
-    version: int = PLAN_VERSION
-
-    @property
-    def output_schema(self) -> pa.Schema:
-        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.schema)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,44 +37,6 @@ class Work:
     ordinals: np.ndarray | None  # int64 places in the shard that this generation covers; None is all
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Totals:
-    """Counts over the receipts that count, in input rows but for `rows_out`."""
-
-    rows_in: int = 0  # == done + rejected + failed
-    done: int = 0
-    rejected: int = 0
-    failed: int = 0  # in failed shards, as far as the plan knows their rows
-    remaining: int = 0  # in shards (and reopened generations) without a receipt, as far as the plan knows
-    rows_out: int = 0
-    truncated: int = 0
-    tokens: int = 0
-    rejects: dict[str, int] = dataclasses.field(default_factory=dict)  # code -> rows
-    shards: int = 0
-    shards_done: int = 0
-    shards_failed: int = 0
-    failure: str = ""  # the first failed shard's reason
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Opening:
-    """Why a generation above 0 exists, and the rows it covers."""
-
-    why: str  # failed | void: it stands in for the one before; rejects: it takes some rejects over from it
-    ordinals: tuple[int, ...] | None  # None: all rows of the shard
-    codes: dict[str, int]  # rejects: what those rows count as in the generation they come from
-
-
-@dataclasses.dataclass(slots=True)
-class _Segment:
-    """A generation that counts for its shard."""
-
-    generation: int
-    receipt: Receipt | None
-    scope: tuple[int, ...] | None
-    taken: _Opening | None = None  # rejects that a later generation took over
-
-
 class Manifest:
     """The folder of one job. Threads may share one; any number of processes may open the same."""
 
@@ -104,7 +44,7 @@ class Manifest:
         self.folder = folder
         self.plan = plan
         self._receipts: dict[Pair, Receipt] = {}
-        self._openings: dict[Pair, _Opening] = {}
+        self._openings: dict[Pair, Opening] = {}
         self._lock = threading.Lock()
 
     @classmethod
@@ -116,16 +56,16 @@ class Manifest:
         folder = output.job(plan.job)
         if not folder.exists("plan.json"):
             folder.check()
-        standing = folder.put("plan.json", _dump(_plan_to_json(plan)))
+        standing = folder.put("plan.json", _dump(plan.to_dict()))
         failpoint("plan.written")
-        return cls(folder, _plan_from_json(_load(standing, folder, "plan.json")))
+        return cls(folder, Plan.from_dict(_load(standing, folder, "plan.json")))
 
     @classmethod
     def find(cls, output: Output, job: str) -> Manifest | None:
         """The manifest of a job that has a plan, else None."""
         folder = output.job(job)
         stored = folder.read("plan.json")
-        return None if stored is None else cls(folder, _plan_from_json(_load(stored, folder, "plan.json")))
+        return None if stored is None else cls(folder, Plan.from_dict(_load(stored, folder, "plan.json")))
 
     @classmethod
     def open(cls, output: Output, job: str) -> Manifest:
@@ -181,7 +121,7 @@ class Manifest:
             again = [one for one in self._read_rejects(last.receipt) if one.code in RETRYABLE]
             codes = {code: count for code in RETRYABLE if (count := sum(one.code == code for one in again))}
             self._open(
-                shard.number, last.generation + 1, _Opening("rejects", tuple(one.ordinal for one in again), codes)
+                shard.number, last.generation + 1, Opening("rejects", tuple(one.ordinal for one in again), codes)
             )
             rows += len(again)
         return rows
@@ -222,62 +162,14 @@ class Manifest:
         self._refresh()
         for shard in self.plan.shards:
             for segment in self._segments(shard.number):
-                taken = set(segment.taken.ordinals or ()) if segment.taken else set()
+                taken = segment.taken_ordinals
                 if segment.receipt:
                     yield from (one for one in self._read_rejects(segment.receipt) if one.ordinal not in taken)
 
     def totals(self) -> Totals:
-        """The job's counts. Raises LadingError, naming the marker, if one does not balance."""
+        """The job's counts. Raises LadingError if a receipt does not balance."""
         self._refresh()
-        count: dict[str, int] = dict.fromkeys(
-            (
-                "rows_in",
-                "done",
-                "rejected",
-                "failed",
-                "remaining",
-                "rows_out",
-                "truncated",
-                "tokens",
-                "shards_done",
-                "shards_failed",
-            ),
-            0,
-        )
-        codes: dict[str, int] = {}
-        failure = ""
-        for shard in self.plan.shards:
-            segments = self._segments(shard.number)
-            statuses = [segment.receipt.status if segment.receipt else "" for segment in segments]
-            count["shards_done"] += statuses[-1] == "done"
-            count["shards_failed"] += statuses[-1] == "failed"
-            for segment in segments:
-                taken = len(segment.taken.ordinals or ()) if segment.taken else 0
-                receipt = segment.receipt
-                if receipt is None:
-                    count["remaining"] += (shard.rows or 0) if segment.scope is None else len(segment.scope)
-                    continue
-                self._check_balance(receipt, segment)
-                if receipt.status == "failed":
-                    failure = failure or f"shard {receipt.shard}: {receipt.reason}"
-                    rows_failed = receipt.rows_in if segment.scope is None else len(segment.scope)
-                    count["failed"] += rows_failed
-                    count["rows_in"] += rows_failed
-                    continue
-                count["rows_in"] += receipt.rows_in - taken
-                count["done"] += receipt.rows_done
-                count["rejected"] += receipt.rejected - taken
-                for name in ("rows_out", "truncated", "tokens"):
-                    count[name] += getattr(receipt, name)
-                for code, rows in receipt.rejects.items():
-                    rows -= segment.taken.codes.get(code, 0) if segment.taken else 0
-                    if rows:
-                        codes[code] = codes.get(code, 0) + rows
-        if count["rows_in"] != count["done"] + count["rejected"] + count["failed"]:
-            raise LadingError(
-                f"job {self.plan.job}: the receipts in {self.folder.url} do not balance: {count}; this is a bug, please report it"
-            )
-        return Totals(**count, rejects=codes, shards=len(self.plan.shards), failure=failure)
+        return total((shard, self._segments(shard.number)) for shard in self.plan.shards)
 
     # -- the end
 
@@ -327,44 +219,34 @@ class Manifest:
                     else:
                         self._receipts[pair] = self._receipt(name, stored)
 
-    def _segments(self, shard: int) -> list[_Segment]:
-        """The generations that count, oldest first; at least one."""
-        segments = [_Segment(0, self._receipts.get((shard, 0)), None)]
-        generation = 1
-        while opening := self._openings.get((shard, generation)):
-            if opening.why == "rejects":
-                segments[-1].taken = opening
-            else:
-                segments.pop()
-            segments.append(_Segment(generation, self._receipts.get((shard, generation)), opening.ordinals))
-            generation += 1
-        return segments
+    def _segments(self, shard: int) -> list[Segment]:
+        return segments(shard, self._receipts, self._openings)
 
-    def _reopen(self, why: str, wanted: Any) -> int:
+    def _reopen(self, why: str, wanted: Callable[[Segment], bool]) -> int:
         self._refresh()
         opened = 0
         for shard in self.plan.shards:
             last = self._segments(shard.number)[-1]
             if wanted(last):
-                self._open(shard.number, last.generation + 1, _Opening(why, last.scope, {}))
+                self._open(shard.number, last.generation + 1, Opening(why, last.scope, {}))
                 opened += 1
         return opened
 
-    def _open(self, shard: int, generation: int, opening: _Opening) -> None:
+    def _open(self, shard: int, generation: int, opening: Opening) -> None:
         name = f"markers/{shard}.{generation}.open.json"
         standing = self.folder.put(name, _dump({"version": OPENING_VERSION, **dataclasses.asdict(opening)}))
         with self._lock:
             self._openings[shard, generation] = self._opening(name, standing)
 
-    def _opening(self, name: str, stored: bytes) -> _Opening:
+    def _opening(self, name: str, stored: bytes) -> Opening:
         fields = _load(stored, self.folder, name)
-        _check_version(fields, OPENING_VERSION, f"{self.folder.url}: {name}")
+        check_version(fields, OPENING_VERSION, f"{self.folder.url}: {name}")
         ordinals = fields["ordinals"]
-        return _Opening(fields["why"], None if ordinals is None else tuple(ordinals), fields["codes"])
+        return Opening(fields["why"], None if ordinals is None else tuple(ordinals), fields["codes"])
 
     def _receipt(self, name: str, stored: bytes) -> Receipt:
         fields = _load(stored, self.folder, name)
-        _check_version(fields, RECEIPT_VERSION, f"{self.folder.url}: {name}")
+        check_version(fields, RECEIPT_VERSION, f"{self.folder.url}: {name}")
         return Receipt(**{**fields, "files": tuple(fields["files"])})
 
     def _read_rejects(self, receipt: Receipt) -> Iterator[Reject]:
@@ -378,18 +260,6 @@ class Manifest:
         for line in stored.splitlines():
             yield Reject(**json.loads(line))
 
-    def _check_balance(self, receipt: Receipt, segment: _Segment) -> None:
-        fault = ""
-        if receipt.status == "done" and receipt.rows_in != receipt.rows_done + receipt.rejected:
-            fault = f"{receipt.rows_in} rows in, but {receipt.rows_done} done and {receipt.rejected} rejected"
-        elif receipt.rejected != sum(receipt.rejects.values()):
-            fault = f"{receipt.rejected} rows rejected, but by reason {receipt.rejects}"
-        elif receipt.status == "done" and segment.scope is not None and receipt.rows_in != len(segment.scope):
-            fault = f"{receipt.rows_in} rows in, but the generation covers {len(segment.scope)}"
-        if fault:
-            name = _marker(receipt.shard, receipt.generation)
-            raise LadingError(f"{self.folder.url}/{name} does not balance: {fault}; this is a bug, please report it")
-
 
 def jobs(output: Output) -> list[str]:
     """Ids of the jobs that have a folder beside the output, sorted."""
@@ -398,30 +268,6 @@ def jobs(output: Output) -> list[str]:
 
 def _marker(shard: int, generation: int) -> str:
     return f"markers/{shard}.{generation}.json"
-
-
-def _plan_to_json(plan: Plan) -> dict[str, Any]:
-    fields = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
-    return {
-        **fields,
-        "inputs": [dataclasses.astuple(one) for one in plan.inputs],
-        "shards": [dataclasses.astuple(one) for one in plan.shards],
-        "duplicates": {str(shard): [int(one) for one in ordinals] for shard, ordinals in plan.duplicates.items()},
-    }
-
-
-def _plan_from_json(fields: dict[str, Any]) -> Plan:
-    _check_version(fields, PLAN_VERSION, f"the plan of job {fields.get('job')}")
-    duplicates = {int(shard): np.array(ordinals, np.int64) for shard, ordinals in fields["duplicates"].items()}
-    inputs, shards = [Input(*one) for one in fields["inputs"]], [Shard(*one) for one in fields["shards"]]
-    return Plan(**{**fields, "inputs": inputs, "shards": shards, "duplicates": duplicates})
-
-
-def _check_version(fields: dict[str, Any], known: int, where: str) -> None:
-    if fields.get("version") != known:
-        raise OutputError(
-            f"{where} has format version {fields.get('version')}, this release reads version {known}; use the release that wrote it"
-        )
 
 
 def _dump(fields: dict[str, Any]) -> bytes:

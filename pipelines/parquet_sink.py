@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import time
 import uuid
 from collections.abc import Iterable
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..config.errors import OutputError, TableChanged
 from ..config.failpoints import failpoint
-from .folder import Folder, make_durable, make_folder, stopping
+from .folder import Folder, open_folder, stopping
 from .records import Receipt
 from .sinks import Folded, Output, Pair, check_recipes, check_schema, metadata_of
 
@@ -34,7 +33,7 @@ class ParquetSink:
 
     def __init__(self, output: Output) -> None:
         self.output = output
-        self._place = _Place(output.data)
+        self._data = open_folder(output.data)
         self._known: set[Pair] = set()  # settled, as far as this process knows; what is settled stays so
         self._schema: pa.Schema | None = None
         self._leaves: dict[str, str] = {}
@@ -46,7 +45,7 @@ class ParquetSink:
             raise OutputError(
                 f"{self.output.url}: rows can be replaced in LanceDB tables only; use --to lancedb://FOLDER/TABLE, or append"
             )
-        names = self._place.names()
+        names = self._data.names()
         others = [name for name in names if not name.startswith(f"part-{job}-")]
         if not others:
             return
@@ -62,7 +61,7 @@ class ParquetSink:
         # One file of each job, and each file of nobody's: parts of a job are all alike.
         first = {match["job"] if (match := _PART.fullmatch(name)) else name: name for name in reversed(others)}
         for name in first.values():
-            existing = self._place.schema(name)
+            existing = self._schema_of(name)
             check_schema(f"{self.output.url}/{name}", existing, schema)
             check_recipes(f"{self.output.url}/{name}", metadata_of(existing), metadata_of(schema))
 
@@ -70,7 +69,7 @@ class ParquetSink:
         folder = self.output.job(job)
         self._schema, self._leaves = schema, _compression(schema)
         if folder.exists("registered.json"):
-            if not self._place.names():
+            if not self._data.names():
                 raise TableChanged(
                     f"{self.output.data} was emptied while job {job} writes to it; to write it anew, delete {folder.url}"
                 )
@@ -79,14 +78,14 @@ class ParquetSink:
         failpoint("register.before-commit")
         with stopping("write to", self.output.data):
             name = self._write(folder, schema.empty_table())
-            self._place.move(f"{folder.url}/{name}", f"part-{job}-schema.parquet")
-            self._place.remove(f"{folder.url}/{name}")
+            self._data.adopt(folder, name, f"part-{job}-schema.parquet")
+            folder.delete(name)
         failpoint("register.committed")
         try:
             self.check(job, schema, on_existing=on_existing)
         except OutputError:
             # Another job began here at the same moment and was seen too late: both may give way, neither may mix in.
-            self._place.remove(f"{self.output.data}/part-{job}-schema.parquet")
+            self._data.delete(f"part-{job}-schema.parquet")
             raise
         folder.put("registered.json", b'{"version":1}')
         failpoint("register.recorded")
@@ -99,7 +98,7 @@ class ParquetSink:
     def changed(self, job: str) -> str:
         if not self.output.job(job).exists("closed.json"):
             return ""
-        there = set(self._place.names())
+        there = set(self._data.names())
         lost = [name for name in (_part(job, pair) for pair in sorted(self.folded(job))) if name not in there]
         kept = [name for name in lost if self._had_rows(job, name)]
         return f"{len(kept)} parts of job {job} are gone from {self.output.data}, like {kept[0]}" if kept else ""
@@ -149,18 +148,18 @@ class ParquetSink:
         a file can be renamed only once, and whoever finds neither it nor the part looks at the record."""
         pair = (receipt.shard, receipt.generation)
         outcome = "folded"
-        staged = [f"{folder.url}/{file['staged']}" for file in receipt.files]
+        staged: list[str] = [file["staged"] for file in receipt.files]
         failpoint("fold.before-commit")
-        if staged and not self._place.exists(_part(job, pair)):
-            moved = self._place.move(staged[0], _part(job, pair))
-            if not moved and not self._place.exists(_part(job, pair)):
+        if staged and not self._data.exists(_part(job, pair)):
+            moved = self._data.adopt(folder, staged[0], _part(job, pair))
+            if not moved and not self._data.exists(_part(job, pair)):
                 outcome = "void"
         failpoint("fold.committed")
         standing = folder.put(
             _settled(pair), json.dumps({"version": 1, "outcome": outcome, "rows": receipt.rows_out}).encode()
         )
         for path in staged:
-            self._place.remove(path)  # an object store's copy leaves it
+            folder.delete(path)  # an object store's copy leaves it
         return standing
 
     def folded(self, job: str) -> set[Pair]:
@@ -185,88 +184,27 @@ class ParquetSink:
         stored = match and self.output.job(job).read(f"folded/{match['rest']}.json")
         return bool(stored) and json.loads(stored)["rows"] > 0
 
-    def _write(self, folder: Folder, table: pa.Table) -> str:
-        """A new file in the job's staging folder, durable; its name below the job's folder, which others may mount elsewhere."""
-        name = f"staging/{uuid.uuid4().hex}.parquet"
-        path = f"{folder.url}/{name}"
+    def _schema_of(self, name: str) -> pa.Schema:
         try:
-            with self._place.create(path) as file:
-                pq.write_table(
-                    table,
-                    file,
-                    row_group_size=ROW_GROUP_ROWS,
-                    compression=self._leaves,  # pyright: ignore[reportArgumentType]
-                    use_dictionary=[leaf for leaf, codec in self._leaves.items() if codec != "none"],
-                )
-                self._place.finish(file)
-        except OSError:
-            self._place.remove(path)
-            raise
-        return name
-
-
-class _Place:
-    """The data folder, on a local disk (rename) or an object store (copy; the source is removed by the caller)."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._remote = "://" in url
-        if self._remote:
-            import fsspec
-
-            self._store, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-
-    def names(self) -> list[str]:
-        if not self._remote:
-            return sorted(os.listdir(self._url)) if os.path.isdir(self._url) else []
-        if not self._store.exists(self._root):
-            return []
-        return sorted(name.rsplit("/", 1)[-1] for name in self._store.ls(self._root, detail=False))
-
-    def exists(self, name: str) -> bool:
-        return self._store.exists(f"{self._root}/{name}") if self._remote else os.path.exists(f"{self._url}/{name}")
-
-    def schema(self, name: str) -> pa.Schema:
-        try:
-            if not self._remote:
-                return pq.read_schema(f"{self._url}/{name}")
-            with self._store.open(f"{self._root}/{name}") as file:
+            with self._data.open(name) as file:
                 return pq.read_schema(file)
         except (pa.ArrowInvalid, OSError) as error:
             raise OutputError(
-                f"{self._url}/{name} cannot be read as Parquet ({error}); remove it or use another output"
+                f"{self._data.url}/{name} cannot be read as Parquet ({error}); remove it or use another output"
             ) from error
 
-    def create(self, path: str) -> BinaryIO:
-        if self._remote:
-            return self._store.open(path, "wb")
-        make_folder(os.path.dirname(path))
-        return open(path, "xb")
-
-    def finish(self, file: BinaryIO) -> None:
-        if not self._remote:
-            file.flush()
-            make_durable([file.name])
-
-    def move(self, staged: str, part: str) -> bool:
-        """Bring a staged file into the folder under its name; False if it is not there (any more)."""
-        try:
-            if self._remote:
-                self._store.copy(staged, f"{self._root}/{part}")
-            else:
-                make_folder(self._url)
-                os.rename(staged, f"{self._url}/{part}")
-                make_durable([f"{self._url}/{part}", os.path.dirname(staged) + "/."])
-        except FileNotFoundError:
-            return False
-        return True
-
-    def remove(self, path: str) -> None:
-        if not self._remote:
-            if os.path.exists(path):
-                os.unlink(path)
-        elif self._store.exists(path):
-            self._store.rm_file(path)
+    def _write(self, folder: Folder, table: pa.Table) -> str:
+        """A new file in the job's staging folder, durable; its name below the job's folder, which others may mount elsewhere."""
+        name = f"staging/{uuid.uuid4().hex}.parquet"
+        with folder.stream(name) as file:
+            pq.write_table(
+                table,
+                file,
+                row_group_size=ROW_GROUP_ROWS,
+                compression=self._leaves,  # pyright: ignore[reportArgumentType]
+                use_dictionary=[leaf for leaf, codec in self._leaves.items() if codec != "none"],
+            )
+        return name
 
 
 def _part(job: str, pair: Pair) -> str:

@@ -17,10 +17,11 @@ import numpy as np
 import pyarrow as pa
 
 from ..config.checkpoint import Checkpoint, locate, resolve
-from ..config.errors import ModelError
+from ..config.errors import ModelError, TableChanged
 from ..config.recipe import Recipe
 from . import sources
-from .manifest import Manifest, Plan
+from .manifest import Manifest
+from .plan import Plan
 from .provenance import metadata, output_schema, read_columns
 from .records import Input, Shard
 from .sinks import Sink, open_sink
@@ -37,6 +38,7 @@ class Draft:
     id: str
     format: str
     inputs: list[Input]
+    source: pa.Schema  # of what is read: id, then the columns asked for
     shards: list[Shard]
     duplicates: dict[int, np.ndarray]
     checkpoint: Checkpoint
@@ -104,23 +106,34 @@ def draft(spec: JobSpec) -> Draft:
     if manifest is not None:
         _same_recipe(manifest.plan, recipe)
         plan = manifest.plan
-        return Draft(spec, id, format, plan.inputs, plan.shards, plan.duplicates, checkpoint, recipe, schema, sink, manifest)
+        shards, duplicates = plan.shards, plan.duplicates
+        return Draft(spec, id, format, inputs, source, shards, duplicates, checkpoint, recipe, schema, sink, manifest)
     sink.check(id, schema, on_existing=spec.sink.on_existing)
     shards, duplicates = sources.plan(spec.source, format, inputs, spec.policy.shard_rows)
-    return Draft(spec, id, format, inputs, shards, duplicates, checkpoint, recipe, schema, sink, None)
+    return Draft(spec, id, format, inputs, source, shards, duplicates, checkpoint, recipe, schema, sink, None)
 
 
 def start(draft: Draft) -> Job:
-    """Make the job's folder and the output, or join those that are there. Idempotent, and safe to race."""
+    """Make the job's folder and the output, or join those that are there. Idempotent, and safe to race.
+
+    Raises TableChanged where the job was finished but its output is no longer what it left.
+    """
     manifest = draft.manifest or Manifest.create(draft.sink.output, _plan(draft))
-    if not manifest.closed():
-        draft.sink.register(draft.id, draft.schema, on_existing=draft.spec.sink.on_existing)
+    if manifest.closed() is None:
+        key = "doc_id" if draft.recipe.long_text == "chunk" else "id"
+        draft.sink.register(draft.id, draft.schema, on_existing=draft.spec.sink.on_existing, key=key)
+    elif why := draft.sink.changed(draft.id):
+        raise TableChanged(f"job {draft.id} was finished, but {why}; to do it again remove {manifest.folder.url}")
     return Job(draft, manifest)
 
 
 def _plan(draft: Draft) -> Plan:
     step = draft.spec.steps[0]
-    model: dict[str, Any] = {"name": step.model, "folder": str(draft.checkpoint.folder), "origin": draft.checkpoint.origin}
+    model: dict[str, Any] = {
+        "name": step.model,
+        "folder": str(draft.checkpoint.folder),
+        "origin": draft.checkpoint.origin,
+    }
     return Plan(
         job=draft.id,
         spec=to_dict(draft.spec),
@@ -145,5 +158,3 @@ def _same_recipe(plan: Plan, recipe: Recipe) -> None:
             f"job {plan.job} began with recipe {bound.hash}, the model now gives {recipe.hash} (changed: {', '.join(changed)}); "
             "put the first checkpoint back to finish the job, or write to another output"
         )
-
-

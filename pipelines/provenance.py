@@ -59,7 +59,12 @@ def metadata(spec: JobSpec, recipe: Recipe, checkpoint: Checkpoint, schema: pa.S
     if plain_lancedb_agrees(step, recipe, checkpoint) and step.text[0] in schema.names:
         model = step.model if checkpoint.origin != "folder" else str(checkpoint.folder)
         config = {"name": model, "device": "cpu", "normalize": recipe.normalize, "trust_remote_code": False}
-        function = {"name": "sentence-transformers", "model": config, "source_column": step.text[0], "vector_column": column}
+        function = {
+            "name": "sentence-transformers",
+            "model": config,
+            "source_column": step.text[0],
+            "vector_column": column,
+        }
         found["embedding_functions"] = json.dumps([function])
     return found
 

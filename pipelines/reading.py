@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol, cast
 
+import fsspec
 import lance
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 
 from ..config.errors import OutputError
-from .sinks import output_kind
+from .sinks import find_output
 
 
 class Reading(Protocol):
@@ -21,13 +21,16 @@ class Reading(Protocol):
 
     def to_batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]: ...
 
-    def take(self, indices: np.ndarray) -> pa.Table: ...
+    def take(self, indices: Any) -> pa.Table: ...
 
 
 def open_reading(output: str) -> Reading:
     """The data of `output` (a path or sink URL) at its newest version. Raises OutputError where there is none."""
-    kind, path = output_kind(output)
+    found = find_output(output)
     try:
-        return lance.dataset(path) if kind == "lancedb" else pads.dataset(path, format="parquet")
+        if found.kind == "lancedb":
+            return cast(Reading, lance.dataset(found.data))
+        filesystem, path = fsspec.core.url_to_fs(found.data)
+        return cast(Reading, pads.dataset(path, filesystem=filesystem, format="parquet"))
     except (ValueError, FileNotFoundError) as error:
         raise OutputError(f"{output} cannot be read: {error}") from error

@@ -10,7 +10,7 @@ from typing import Any
 from ..config.errors import OutputError
 from .manifest import Manifest, jobs
 from .records import Reject
-from .sinks import find_output
+from .sinks import Output, find_output
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,25 +41,25 @@ def status(output: str) -> list[JobStatus]:
     found = find_output(output)
     names = jobs(found)
     if not names:
-        raise OutputError(f"no job has written to {output}: looked in {found}.lading/jobs")
+        raise OutputError(f"no job has written to {output}: looked in {found.manifest}/jobs")
     manifests = [Manifest.open(found, name) for name in names]
     return sorted((_status(found, manifest) for manifest in manifests), key=lambda one: -one.created)
 
 
-def _status(output: str, manifest: Manifest) -> JobStatus:
+def _status(output: Output, manifest: Manifest) -> JobStatus:
     plan, totals = manifest.plan, manifest.totals()
     counts = [shard.rows for shard in plan.shards]
     total = None if any(count is None for count in counts) else sum(count or 0 for count in counts)
     last = max((receipt.finished for receipt in manifest.receipts()), default=0.0)
     elapsed = max(last - plan.created, 0.0)
     rows = totals.done + totals.rejected
-    closed = manifest.closed()
+    closed = manifest.closed() is not None
     rate = rows / elapsed if elapsed else 0.0
     left_shards = len(plan.shards) - totals.shards_done
     per_shard = elapsed / totals.shards_done if totals.shards_done else None
     return JobStatus(
         job=plan.job,
-        output=output,
+        output=str(output),
         state="finished" if closed else "unfinished",
         rows_total=total,
         rows_done=totals.done,

@@ -100,7 +100,9 @@ class Engine:
                 shard.failure = str(error)
             yield shard, None
 
-    def _prepare(self, source: Iterable[tuple[ShardInFlight, Rows | None]]) -> Iterator[tuple[ShardInFlight, Part | None]]:
+    def _prepare(
+        self, source: Iterable[tuple[ShardInFlight, Rows | None]]
+    ) -> Iterator[tuple[ShardInFlight, Part | None]]:
         for shard, rows in source:
             if rows is None:
                 yield shard, None
@@ -200,7 +202,9 @@ class Engine:
         return 0
 
 
-def _halves(chosen: list[tuple[Part, np.ndarray]]) -> tuple[list[tuple[Part, np.ndarray]], list[tuple[Part, np.ndarray]]]:
+def _halves(
+    chosen: list[tuple[Part, np.ndarray]],
+) -> tuple[list[tuple[Part, np.ndarray]], list[tuple[Part, np.ndarray]]]:
     middle = sum(len(run) for _, run in chosen) // 2
     left: list[tuple[Part, np.ndarray]] = []
     right: list[tuple[Part, np.ndarray]] = []
@@ -213,4 +217,3 @@ def _halves(chosen: list[tuple[Part, np.ndarray]]) -> tuple[list[tuple[Part, np.
             right.append((part, run[cut:]))
         seen += len(run)
     return left, right
-

@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from ..pipelines import sources
 from ..pipelines.job import Draft
-from ..pipelines.provenance import read_columns
 from ..pipelines.records import Rows, Shard
 
 SAMPLED_SHARDS = 8  # at even steps through the job
@@ -71,9 +70,7 @@ class Estimate:
 
 def estimate(draft: Draft) -> Estimate:
     """Read and tokenise a few rows of the draft's source, and scale up."""
-    texts = list(draft.spec.steps[0].text)
-    schema = sources.check_columns(draft.spec.source, draft.format, draft.inputs, read_columns(draft.spec), texts=texts)
-    sample = [rows for shard in _spread(draft.shards) if (rows := _first_rows(draft, schema, shard)) is not None]
+    sample = [rows for shard in _spread(draft.shards) if (rows := _first_rows(draft, shard)) is not None]
     seen = sum(rows.count for rows in sample)
     rows, exact = sources.estimate_rows(draft.format, draft.inputs, draft.shards)
     scale = rows / seen if seen else 0.0
@@ -84,7 +81,7 @@ def estimate(draft: Draft) -> Estimate:
     return Estimate(
         job=draft.id,
         output=draft.spec.sink.to,
-        state="new" if manifest is None else "finished" if manifest.closed() else "unfinished",
+        state="new" if manifest is None else "unfinished" if manifest.closed() is None else "finished",
         model=draft.spec.steps[0].model,
         model_origin=draft.checkpoint.origin,
         model_folder=str(draft.checkpoint.folder),
@@ -108,13 +105,13 @@ def _spread(shards: list[Shard]) -> list[Shard]:
     return [shards[place * len(shards) // count] for place in range(count)]
 
 
-def _first_rows(draft: Draft, schema: pa.Schema, shard: Shard) -> Rows | None:
+def _first_rows(draft: Draft, shard: Shard) -> Rows | None:
     reading = sources.read(
         draft.spec.source,
         draft.format,
         draft.inputs,
         shard,
-        schema,
+        draft.source,
         texts=list(draft.spec.steps[0].text),
         duplicates=draft.duplicates.get(shard.number),
         batch_rows=SAMPLED_ROWS,

@@ -101,7 +101,9 @@ def part_table(part: Part, keep: list[str], text: str, schema: pa.Schema) -> tup
         documents = source.column("id")
         columns["doc_id"] = documents
         numbers = extra.column("chunk").to_pylist()
-        columns["id"] = pa.array([f"{doc}#{n}" for doc, n in zip(documents.to_pylist(), numbers, strict=True)], pa.string())
+        columns["id"] = pa.array(
+            [f"{doc}#{n}" for doc, n in zip(documents.to_pylist(), numbers, strict=True)], pa.string()
+        )
         columns.update({name: extra.column(name) for name in ("chunk", "start", "end")})
         if text in keep:
             columns[text] = extra.column("text")
@@ -126,7 +128,21 @@ def _reject(part: Part, row: int, code: str, detail: str) -> Reject:
     )
 
 
-def finish(shard: ShardInFlight, *, keep: list[str], text: str, schema: pa.Schema) -> tuple[pa.Table, list[Reject], Receipt]:
+def covered_ids(shard: ShardInFlight, kind: pa.DataType) -> pa.Array:
+    """Ids of all input rows of the shard, rejected ones included: what a replacing job takes out of the table.
+
+    Duplicates and rows without an id are left out: another row has, or none, a claim to be replaced.
+    """
+    good = [part.rows.batch.column("id") for part in shard.parts]
+    unread = [
+        reject.id for part in shard.parts for reject in part.rows.bad if reject.code not in ("duplicate-id", "null-id")
+    ]
+    return pa.concat_arrays([*good, pa.array([id for id in unread if id is not None], kind)])
+
+
+def finish(
+    shard: ShardInFlight, *, keep: list[str], text: str, schema: pa.Schema
+) -> tuple[pa.Table, list[Reject], Receipt]:
     """A complete shard's output, its rejects, and its receipt as far as the engine knows it."""
     tables: list[pa.Table] = []
     rejects: list[Reject] = []

@@ -71,7 +71,10 @@ class Searcher:
         start = 0
         for vectors in self._vectors():
             scores = np.concatenate([best_scores, queries @ vectors.T], axis=1)
-            places = np.concatenate([best_places, np.broadcast_to(np.arange(start, start + len(vectors)), (len(texts), len(vectors)))], axis=1)
+            places = np.concatenate(
+                [best_places, np.broadcast_to(np.arange(start, start + len(vectors)), (len(texts), len(vectors)))],
+                axis=1,
+            )
             keep = np.argsort(-scores, axis=1, kind="stable")[:, :top]
             best_scores, best_places = np.take_along_axis(scores, keep, 1), np.take_along_axis(places, keep, 1)
             start += len(vectors)
@@ -86,7 +89,7 @@ class Searcher:
         kind = self.stored_type
         scale = f"{self.column}_scale"
         names = [self.column, scale] if scale in self.reading.schema.names else [self.column]
-        for batch in self.reading.batches(names):
+        for batch in self.reading.to_batches(columns=names):
             yield _unit(_floats(batch.column(0), kind, batch.column(1) if len(names) == 2 else None))
 
     def _hit(self, row: dict[str, Any], score: float) -> Hit:
@@ -123,7 +126,9 @@ def query_recipe(entry: dict[str, Any]) -> tuple[Recipe, Path]:
         chunk_overlap=0,
     )
     if recipe.content != stored.content:
-        raise ModelError(f"{where} is not the model the table was made with (content {stored.content[:12]}, now {recipe.content[:12]})")
+        raise ModelError(
+            f"{where} is not the model the table was made with (content {stored.content[:12]}, now {recipe.content[:12]})"
+        )
     return recipe, checkpoint.folder
 
 

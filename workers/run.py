@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import logging
 import secrets
 import threading
@@ -22,10 +21,10 @@ from ..config.settings import load as load_settings
 from ..pipelines import sources
 from ..pipelines.job import Job
 from ..pipelines.manifest import Work
-from ..pipelines.provenance import kept_columns, read_columns
+from ..pipelines.provenance import kept_columns
 from ..pipelines.records import Receipt, Rows
 from .engine import Engine
-from .parts import ShardInFlight, finish
+from .parts import ShardInFlight, covered_ids, finish
 from .stages import Clock
 from .summary import Progress, Summary
 
@@ -47,7 +46,7 @@ def run(
     what ends a run that has begun is in the summary's `state` and `reason`. All that was published stays,
     and the same call resumes.
     """
-    if job.manifest.closed():
+    if job.manifest.closed() is not None:
         return _summary(job, "nothing to do")
     return _Run(job, load_settings(), stop or threading.Event(), on_progress).run(device, batch_tokens, threads)
 
@@ -55,7 +54,9 @@ def run(
 class _Run:
     """One pass over the shards that are still to be done. The device loop is in the calling thread; one more thread writes."""
 
-    def __init__(self, job: Job, settings: Settings, stop: threading.Event, on_progress: Callable[[Progress], None]) -> None:
+    def __init__(
+        self, job: Job, settings: Settings, stop: threading.Event, on_progress: Callable[[Progress], None]
+    ) -> None:
         self.job, self.settings, self.stop, self.on_progress = job, settings, stop, on_progress
         self.draft, self.manifest, self.sink = job.draft, job.manifest, job.draft.sink
         self.step = self.draft.spec.steps[0]
@@ -68,6 +69,9 @@ class _Run:
         self.manifest.reopen_failed()
         works = self.manifest.work()
         if not works:  # all published, by an earlier run or another process; perhaps not all folded
+            self._fold()
+            works = self.manifest.work()
+        if not works:
             return self._end("finished", "", 0.0)
         began = time.monotonic()
         adapter = adapters.load(self.draft.recipe, self.draft.checkpoint.folder, device=device, threads=threads)
@@ -78,7 +82,7 @@ class _Run:
             read_shard=self._read,
             texts=list(self.step.text),
             budget=budget,
-            window=max(self.settings.window_tokens, budget),
+            window=max(self.settings.window(adapter.device), budget),
             stop=self.stop,
             on_batch=self._tell,
         )
@@ -89,15 +93,12 @@ class _Run:
         try:
             while works and not self.stop.is_set():
                 self._pass(works)
-                works = self.manifest.work()  # what others claimed and lost, or left half done
+                self._fold()
+                works = self.manifest.work()  # what other processes began and lost, or what turned out void
             if works:
                 state, reason = "interrupted", "stopped on request; the same command resumes"
         except StopJob as error:
             state, reason = "stopped", str(error)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
-                raise
-            state, reason = "stopped", f"{error.strerror}: {error.filename or self.sink.output}; free space and run the same command again"
         return self._end(state, reason, load_s)
 
     def _pass(self, works: list[Work]) -> None:
@@ -125,7 +126,7 @@ class _Run:
             draft.format,
             draft.inputs,
             work.shard,
-            read_columns(draft.spec),
+            draft.source,
             texts=list(self.step.text),
             duplicates=draft.duplicates.get(work.shard.number),
         )
@@ -145,7 +146,9 @@ class _Run:
             self._fold()
         limit = self.draft.spec.policy.max_rejects
         if limit is not None and self.rejected > limit:
-            raise StopJob(f"{self.rejected} rows rejected, more than max_rejects = {limit}: see lading rejects {self.sink.output}")
+            raise StopJob(
+                f"{self.rejected} rows rejected, more than max_rejects = {limit}: see lading rejects {self.sink.output}"
+            )
 
     def _publish(self, shard: ShardInFlight) -> Receipt:
         """Stage the rows, then decide by the marker whether they count. Returns the receipt that counts."""
@@ -154,13 +157,25 @@ class _Run:
         own = {"job": self.job.id, "attempt": attempt, "kernel": self.engine.adapter.kernel, "finished": time.time()}
         if shard.failure:
             known = work.shard.rows or 0
-            failed = Receipt(shard=work.shard.number, generation=work.generation, status="failed", reason=shard.failure, rows_in=known, **own)
+            failed = Receipt(
+                shard=work.shard.number,
+                generation=work.generation,
+                status="failed",
+                reason=shard.failure,
+                rows_in=known,
+                **own,
+            )
             return self.manifest.publish(failed)
         spec = self.draft.spec
-        table, rejects, receipt = finish(shard, keep=kept_columns(spec), text=self.step.text[0], schema=self.draft.schema)
+        replaces = (
+            covered_ids(shard, self.draft.source.field("id").type) if spec.sink.on_existing == "replace" else None
+        )
+        table, rejects, receipt = finish(
+            shard, keep=kept_columns(spec), text=self.step.text[0], schema=self.draft.schema
+        )
         shard.parts.clear()
-        files = self.sink.stage(self.job.id, work.shard.number, work.generation, attempt, table)
-        name = self.manifest.write_rejects(work.shard.number, work.generation, attempt, rejects) if rejects else ""
+        files = self.sink.stage(self.job.id, work.shard.number, work.generation, attempt, table, replaces=replaces)
+        name = self.manifest.write_rejects(work.shard.number, work.generation, attempt, rejects)
         receipt = dataclasses.replace(receipt, files=files, rejects_file=name, **own)
         winner = self.manifest.publish(receipt)
         if winner.attempt != attempt:
@@ -171,6 +186,8 @@ class _Run:
     def _fold(self) -> None:
         with self.fold_clock:
             folded = self.sink.fold(self.job.id, self.manifest.finished())
+        if folded.void:  # staged files that were cleaned away before they came into view are made again
+            self.manifest.reopen_void(folded.void)
         self.folds += folded.shards > 0
         self.conflicts += folded.conflicts
         self.last_fold = time.monotonic()
@@ -178,15 +195,13 @@ class _Run:
     # -- the end
 
     def _end(self, state: str, reason: str, load_s: float) -> Summary:
-        """Fold what is published; close the job if all of it is. Counts must balance or this raises."""
-        if state != "stopped":
-            self._fold()
+        """Close the job if all of it is in the output. The counts must balance, or this raises."""
         totals = self.manifest.totals()
         if state == "finished" and totals.shards_failed:
-            state, reason = "unfinished", f"{totals.shards_failed} shards failed: {totals.failure}"
+            state, reason = "unfinished", f"{totals.shards_failed} shards failed; {totals.failure}"
         summary = _summary(self.job, state, reason, run=self, load_s=load_s)
         if state == "finished":
-            self.manifest.close(summary.to_dict())
+            self.manifest.close(summary.to_dict(), folded=self.sink.folded(self.job.id))
             self.sink.unregister(self.job.id)
         return summary
 
@@ -249,7 +264,7 @@ def _summary(job: Job, state: str, reason: str = "", *, run: _Run | None = None,
         }
     return Summary(
         job=job.id,
-        output=job.draft.sink.output,
+        output=str(job.draft.sink.output),
         state=state,
         reason=reason,
         rows_in=totals.rows_in,
@@ -264,5 +279,3 @@ def _summary(job: Job, state: str, reason: str = "", *, run: _Run | None = None,
         ids_checked=job.draft.spec.source.check_ids or not job.draft.spec.source.id,
         **measured,  # pyright: ignore[reportArgumentType]
     )
-
-

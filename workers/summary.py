@@ -65,7 +65,9 @@ class Summary:
     def lines(self) -> list[str]:
         """The summary for people."""
         if self.state == "nothing to do":
-            return [f"nothing to do: job {self.job} is finished; {self.rows_done:,} rows are in {self.output}, {self.rejected:,} rejected"]
+            return [
+                f"nothing to do: job {self.job} is finished; {self.rows_done:,} rows are in {self.output}, {self.rejected:,} rejected"
+            ]
         head = f"{self.state}: {self.rows_done:,} of {self.rows_in:,} rows in {self.output} (job {self.job})"
         if self.reason:
             head += f"\n  {self.reason}"
@@ -76,14 +78,20 @@ class Summary:
             why = ", ".join(f"{count:,} {code}" for code, count in sorted(self.rejects.items()))
             lines.append(f"  {self.rejected:,} rejected ({why}): lading rejects {self.output}")
         if self.failed or self.remaining_shards:
-            lines.append(f"  {self.remaining_shards:,} shards to do, {self.failed:,} rows in failed shards; the same command resumes")
+            lines.append(
+                f"  {self.remaining_shards:,} shards to do, {self.failed:,} rows in failed shards; the same command resumes"
+            )
         if self.truncated:
-            lines.append(f"  {self.truncated:,} texts were longer than the model's limit and truncated (--long-text chunk or reject to change)")
+            lines.append(
+                f"  {self.truncated:,} texts were longer than the model's limit and truncated (--long-text chunk or reject to change)"
+            )
         if not self.ids_checked:
             lines.append("  ids were not checked for duplicates (check_ids: false)")
         if self.rows_run and self.elapsed_s:
             rate = f"{self.rows_run / self.elapsed_s:,.0f} rows/s, {self.tokens / self.elapsed_s:,.0f} tokens/s"
-            lines.append(f"  {rate}; fill {self.fill:.1%}, device busy {self.busy:.1%}; model loaded in {self.load_s:.1f} s")
+            lines.append(
+                f"  {rate}; fill {self.fill:.1%}, device busy {self.busy:.1%}; model loaded in {self.load_s:.1f} s"
+            )
             stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
             lines.append(f"  seconds: {stages}; {self.folds} commits, {self.conflicts} conflicts; {self.kernel}")
         return lines

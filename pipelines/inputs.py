@@ -99,7 +99,7 @@ def _expand(path: str, spec: SourceSpec) -> Iterator[tuple[str, Input]]:
         fs, root = url_to_fs(path)
     except (ValueError, ImportError) as error:
         raise SourceError(f"{path}: {error}") from error
-    root = root.rstrip("/") or root
+    root = os.path.normpath(root) if isinstance(fs, LocalFileSystem) else root.rstrip("/")
     if fs.exists(root):
         matches, base = [root], root if fs.isdir(root) else posixpath.dirname(root)
     elif set("*?[") & set(root):

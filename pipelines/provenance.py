@@ -11,7 +11,7 @@ from ..config.outputs import DEFAULT_COLUMN, chunk_fields, result_fields
 from ..config.recipe import Recipe
 from .spec import JobSpec, StepSpec
 
-RECIPES = "lading.recipes"  # JSON: result column -> {"hash", "recipe", "model", "folder", "origin", "revision", "text"}
+RECIPES = "lading.recipes"  # JSON: result column -> {"hash", "recipe", "model", "folder", "origin", "revision", "prompt", "text"}
 
 
 def kept_columns(spec: JobSpec) -> list[str]:
@@ -53,6 +53,7 @@ def metadata(spec: JobSpec, recipe: Recipe, checkpoint: Checkpoint, schema: pa.S
         "folder": str(checkpoint.folder),
         "origin": checkpoint.origin,
         "revision": checkpoint.revision,
+        "prompt": step.prompt,
         "text": list(step.text),
     }
     found = {RECIPES: json.dumps({column: entry}, sort_keys=True)}
@@ -78,7 +79,7 @@ def plain_lancedb_agrees(step: StepSpec, recipe: Recipe, checkpoint: Checkpoint)
         recipe.task == "encode"
         and not checkpoint.prompts
         and not recipe.prompt
-        and step.dims == 0
+        and step.dims in (0, recipe.dims)
         and step.max_tokens == 0
         and recipe.precision == "float32"
         and recipe.vector_type in ("float32", "float16")

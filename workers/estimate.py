@@ -22,9 +22,7 @@ class Estimate:
     job: str
     output: str
     state: str  # new | unfinished | finished
-    model: str
-    model_origin: str
-    model_folder: str
+    model: str  # name, revision, where it came from
     recipe: dict[str, Any]
     inputs: int
     shards: int
@@ -52,7 +50,7 @@ class Estimate:
         lines = [
             f"job     {self.job} ({self.state})",
             f"output  {self.output}",
-            f"model   {self.model}: {self.model_origin} ({self.model_folder})",
+            f"model   {self.model}",
             f"input   {rows} in {self.inputs:,} inputs, cut into {self.shards:,} shards",
             f"tokens  {tokens}",
             f"bytes   about {self.bytes_out:,} out, before compression",
@@ -82,9 +80,7 @@ def estimate(draft: Draft) -> Estimate:
         job=draft.id,
         output=draft.spec.sink.to,
         state="new" if manifest is None else "unfinished" if manifest.closed() is None else "finished",
-        model=draft.spec.steps[0].model,
-        model_origin=draft.checkpoint.origin,
-        model_folder=str(draft.checkpoint.folder),
+        model=draft.checkpoint.describe(),
         recipe=draft.recipe.to_dict(),
         inputs=len(draft.inputs),
         shards=len(draft.shards),

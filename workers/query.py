@@ -104,7 +104,7 @@ class Searcher:
 
 
 def query_recipe(entry: dict[str, Any]) -> tuple[Recipe, Path]:
-    """The stored recipe turned to queries: the query prompt, float32 vectors, no chunks; and the model's folder.
+    """The stored recipe turned to queries: the query prompt (none if the documents were made without), float32 vectors, no chunks; and the model's folder.
 
     Raises ModelError if the checkpoint found now is not the one the rows were made with.
     """
@@ -118,7 +118,7 @@ def query_recipe(entry: dict[str, Any]) -> tuple[Recipe, Path]:
         precision=stored.precision,
         dims=stored.dims,
         vector_type="float32",
-        prompt="query",
+        prompt="none" if entry["prompt"] == "none" else "query",
         prompt_text="",
         activation="",
         long_text="truncate",

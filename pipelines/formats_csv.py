@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from ..config.errors import SourceError
 from .formats import Asked, Fault, Piece, from_rows, pick
-from .inputs import open_input
 from .records import Input, Shard
+from .snapshot import open_input
 
 FIELD_BYTES = 64 << 20  # a longer field is taken for a quote that was never closed
 BOM = b"\xef\xbb\xbf"

@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from ..config.errors import SourceError, nearest
 from .formats import Asked, Fault, Piece, even_ranges, from_rows, shown
-from .inputs import open_input
 from .records import Input, Shard
+from .snapshot import open_input
 
 SAMPLE_FILES = 16
 SAMPLE_ROWS = 1000

@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from ..config.errors import ShardError
 from .formats import Asked, Piece, agreed, even_ranges, from_columns, pick, rebatch
-from .inputs import table_at
 from .records import Input, Shard
+from .snapshot import table_at
 
 
 def schema(inputs: list[Input], names: list[str]) -> pa.Schema:

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from ..config.errors import ShardError, SourceError
 from .formats import Asked, Piece, agreed, even_ranges, from_columns, pick, rebatch
-from .inputs import is_local, open_input
 from .records import Input, Shard
+from .snapshot import is_local, open_input
 
 BUFFER_BYTES = 1 << 20  # streams column chunks instead of holding a row group's whole
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from .formats import Asked, Fault, Piece, even_ranges, from_rows, pick
-from .inputs import open_input
 from .records import Input, Shard
+from .snapshot import open_input
 
 COLUMNS = pa.schema([("path", pa.string()), ("text", pa.string())])
 

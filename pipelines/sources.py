@@ -5,8 +5,9 @@ Formats differ behind one interface (formats.Format). Knows no model and no sink
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from types import ModuleType
 from typing import cast
 
@@ -14,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from ..config.errors import ShardError, SourceError
-from . import formats_csv, formats_jsonl, formats_lance, formats_parquet, formats_text, ids, inputs
+from . import formats_csv, formats_jsonl, formats_lance, formats_parquet, formats_text, ids
 from .formats import Asked, Format, Piece
 from .records import Input, Reject, Rows, Shard
+from .snapshot import find, is_read_error, verify
 from .spec import SourceSpec
 
 _MODULES: dict[str, ModuleType] = {
@@ -37,7 +39,7 @@ def snapshot(spec: SourceSpec) -> tuple[str, list[Input]]:
 
     Raises SourceError: nothing there (with the nearest names that are), formats mixed, unknown or compressed.
     """
-    return inputs.find(spec)
+    return find(spec)
 
 
 def check_columns(
@@ -53,7 +55,8 @@ def check_columns(
         raise SourceError(
             "a column named 'id' cannot be carried or encoded: the output's id has that name; name it as the source's id"
         )
-    found = FORMATS[format].schema(inputs, list(dict.fromkeys([*([spec.id] if spec.id else []), *names])))
+    with _refusing(inputs):
+        found = FORMATS[format].schema(inputs, list(dict.fromkeys([*([spec.id] if spec.id else []), *names])))
     where = inputs[0].path if inputs else "the source"
     for name in texts:
         if not pa.types.is_string(found.field(name).type):
@@ -75,7 +78,8 @@ def plan(
     Duplicates: shard number -> ordinals (int64) of rows whose id an earlier row has. Empty unless an id column
     is named and `spec.check_ids`. Raises SourceError: an unreadable input.
     """
-    shards = FORMATS[format].cut(inputs, shard_rows, spec.limit)
+    with _refusing(inputs):
+        shards = FORMATS[format].cut(inputs, shard_rows, spec.limit)
     if not (spec.id and spec.check_ids):
         return shards, {}
     schema = check_columns(spec, format, inputs, [], [])
@@ -92,6 +96,18 @@ def plan(
     except ShardError as error:
         raise SourceError(f"looking for duplicate ids: {error}") from error
     return [dataclasses.replace(shard, rows=rows[shard.number]) for shard in shards], duplicates
+
+
+@contextlib.contextmanager
+def _refusing(inputs: list[Input]) -> Generator[None]:
+    """Before any work, an input that cannot be read is the user's to mend."""
+    try:
+        yield
+    except Exception as error:
+        if not inputs or not is_read_error(error, inputs[0].path):
+            raise
+        where = getattr(error, "filename", None) or inputs[0].path
+        raise SourceError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def estimate_rows(format: str, inputs: list[Input], shards: list[Shard]) -> tuple[int, bool]:
@@ -134,11 +150,14 @@ def read(
             rows = _finish(piece, shard, schema, source, asked, duplicates)
             count += rows.count
             yield rows
-    except (OSError, pa.ArrowException, ShardError) as error:
+    except ShardError:
         _verify(used, format)  # a change explains more than the error it led to
-        if isinstance(error, ShardError):
+        raise
+    except Exception as error:
+        if not is_read_error(error, used[0].path):
             raise
-        raise ShardError(f"{used[0].path}: cannot be read: {error}") from error
+        _verify(used, format)
+        raise ShardError(f"{used[0].path} cannot be read: {type(error).__name__}: {error}") from error
     _verify(used, format)
     if shard.rows is not None and count != shard.rows:
         raise ShardError(f"{used[0].path}: shard {shard.number} was planned with {shard.rows} rows, but has {count}")
@@ -146,7 +165,7 @@ def read(
 
 def _verify(used: list[Input], format: str) -> None:
     for one in used:
-        inputs.verify(one, format)
+        verify(one, format)
 
 
 def _finish(

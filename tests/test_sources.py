@@ -469,6 +469,17 @@ def test_memory_filesystem_is_read_like_a_local_one():
         fs.rm("/tables", recursive=True)
 
 
+def test_an_input_that_vanishes_is_named(tmp_path):
+    """A file that goes away between the snapshot and planning is refused by name."""
+    spec = SourceSpec(paths=(jsonl(tmp_path, {"t": "x"}),))
+    format, inputs = sources.snapshot(spec)
+    os.remove(inputs[0].path)
+    with pytest.raises(SourceError, match=r"in\.jsonl cannot be read: FileNotFoundError"):
+        sources.check_columns(spec, format, inputs, ["t"], ["t"])
+    with pytest.raises(SourceError, match=r"in\.jsonl cannot be read: FileNotFoundError"):
+        sources.plan(spec, format, inputs, 10)
+
+
 def test_ordinals_of_rejects_and_rows_meet(tmp_path):
     """Good rows and rejects of a shard together number its rows without a gap."""
     lines = [{"t": "ok"}, b"{", {"t": 1}] * 50

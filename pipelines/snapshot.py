@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import lance
+import pyarrow as pa
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from ..config.errors import SourceChanged, SourceError, nearest
+from ..config.errors import LadingError, ShardError, SourceChanged, SourceError, nearest
 from .records import Input
 from .spec import SourceSpec
 
@@ -43,7 +44,13 @@ def find(spec: SourceSpec) -> tuple[str, list[Input]]:
     found: dict[str, Input] = {}
     kinds: dict[str, str] = {}  # format -> the first path that has it
     for path in spec.paths:
-        for format, one in _expand(path, spec):
+        try:
+            expanded = list(_expand(path, spec))
+        except Exception as error:
+            if not is_read_error(error, path):
+                raise
+            raise SourceError(f"{path}: {type(error).__name__}: {error}") from error
+        for format, one in expanded:
             found.setdefault(one.path, one)
             kinds.setdefault(format, one.path)
     if len(kinds) > 1:
@@ -58,6 +65,11 @@ def find(spec: SourceSpec) -> tuple[str, list[Input]]:
     return format, inputs
 
 
+def is_read_error(error: Exception, path: str) -> bool:
+    """Whether the world is to blame, not this code: OSError, Arrow's errors, and whatever a remote store's client raises."""
+    return isinstance(error, OSError | pa.ArrowException) or not (is_local(path) or isinstance(error, LadingError))
+
+
 def open_input(one: Input) -> BinaryIO:
     """The file of an input, to read and seek."""
     if is_local(one.path):
@@ -67,7 +79,7 @@ def open_input(one: Input) -> BinaryIO:
 
 
 def verify(one: Input, format: str) -> None:
-    """Raises SourceChanged unless the input is what the snapshot saw."""
+    """Raises SourceChanged unless the input is what the snapshot saw, ShardError if its store does not say."""
     try:
         if format == "lance":
             now = _table(one.path, int(one.stamp.partition("-")[0]))
@@ -81,6 +93,10 @@ def verify(one: Input, format: str) -> None:
         raise SourceChanged(
             f"{one.path} is gone since the job was planned; put it back, or run again for a new job without it"
         ) from error
+    except Exception as error:
+        if not is_read_error(error, one.path):
+            raise
+        raise ShardError(f"{one.path} cannot be looked up: {type(error).__name__}: {error}; run again") from error
     if (now.size, now.stamp) != (one.size, one.stamp):
         raise SourceChanged(f"{one.path} changed since the job was planned; run again: the changed source is a new job")
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from lading.config.errors import SourceChanged, SourceError
-from lading.pipelines import inputs
+from lading.pipelines import snapshot
 from lading.pipelines.spec import SourceSpec
 
 
@@ -32,7 +32,7 @@ def corpus(tmp_path, monkeypatch):
 
 
 def found(*paths, **fields):
-    format, ones = inputs.find(SourceSpec(paths=paths, **fields))
+    format, ones = snapshot.find(SourceSpec(paths=paths, **fields))
     return format, [os.path.relpath(one.path) for one in ones]
 
 
@@ -42,7 +42,7 @@ def test_files_globs_and_folders_are_sorted_and_once(corpus):
         "jsonl",
         ["a.jsonl", "b.jsonl", "deep/c.ndjson"],
     )
-    _, ones = inputs.find(SourceSpec(paths=("./deep/../a.jsonl",)))
+    _, ones = snapshot.find(SourceSpec(paths=("./deep/../a.jsonl",)))
     state = os.stat("a.jsonl")
     assert [(one.path, one.size, one.stamp) for one in ones] == [
         (str(corpus / "a.jsonl"), state.st_size, str(state.st_mtime_ns))
@@ -52,9 +52,9 @@ def test_files_globs_and_folders_are_sorted_and_once(corpus):
 def test_a_folder_gives_files_a_format_knows(corpus):
     """Below a folder, other endings and hidden files are left out; text files are named relative to it."""
     assert found("notes") == ("text", ["notes/in/y.TXT", "notes/x.md"])
-    assert [one.name for one in inputs.find(SourceSpec(paths=("notes",)))[1]] == ["in/y.TXT", "x.md"]
-    assert [one.name for one in inputs.find(SourceSpec(paths=("notes/**/*.TXT",)))[1]] == ["in/y.TXT"]
-    assert [one.name for one in inputs.find(SourceSpec(paths=("notes/x.md",)))[1]] == ["x.md"]
+    assert [one.name for one in snapshot.find(SourceSpec(paths=("notes",)))[1]] == ["in/y.TXT", "x.md"]
+    assert [one.name for one in snapshot.find(SourceSpec(paths=("notes/**/*.TXT",)))[1]] == ["in/y.TXT"]
+    assert [one.name for one in snapshot.find(SourceSpec(paths=("notes/x.md",)))[1]] == ["x.md"]
 
 
 def test_mixed_formats_are_refused_unless_one_is_named(corpus):
@@ -120,11 +120,11 @@ def test_lance_tables_are_pinned(corpus):
     lance.write_dataset(table, "db/docs.lance")
     lance.write_dataset(table, "db/docs.lance", mode="append")
     for path in ("db/docs.lance", "lance://db/docs.lance", "db", "db/*.lance"):
-        format, (one,) = inputs.find(SourceSpec(paths=(path,)))
+        format, (one,) = snapshot.find(SourceSpec(paths=(path,)))
         assert (format, one.path, one.size, one.stamp[:2]) == ("lance", str(corpus / "db/docs.lance"), 2, "2-")
-    _, (old,) = inputs.find(SourceSpec(paths=("db/docs.lance",), version=1))
+    _, (old,) = snapshot.find(SourceSpec(paths=("db/docs.lance",), version=1))
     assert (old.size, old.stamp[:2]) == (1, "1-")
-    assert inputs.table_at(old).count_rows() == 1
+    assert snapshot.table_at(old).count_rows() == 1
     with pytest.raises(SourceError, match="at version 9"):
         found("db/docs.lance", version=9)
     with pytest.raises(SourceError, match="one Lance table only"):
@@ -139,13 +139,20 @@ def test_a_file_with_a_name_that_is_not_utf8_is_refused(corpus):
         found("notes")
 
 
+def test_a_link_to_nothing_is_refused(corpus):
+    """What a folder lists but cannot be opened is named, not traced back."""
+    (corpus / "notes" / "gone.md").symlink_to("nowhere")
+    with pytest.raises(SourceError, match=r"gone\.md"):
+        found("notes")
+
+
 def test_verify_tells_change_from_absence(corpus):
     """The same file passes; another size, another time, or no file are said."""
-    _, (one,) = inputs.find(SourceSpec(paths=("a.jsonl",)))
-    inputs.verify(one, "jsonl")
+    _, (one,) = snapshot.find(SourceSpec(paths=("a.jsonl",)))
+    snapshot.verify(one, "jsonl")
     os.utime("a.jsonl", ns=(1, 1))
     with pytest.raises(SourceChanged, match="changed since"):
-        inputs.verify(one, "jsonl")
+        snapshot.verify(one, "jsonl")
     os.remove("a.jsonl")
     with pytest.raises(SourceChanged, match="gone since"):
-        inputs.verify(one, "jsonl")
+        snapshot.verify(one, "jsonl")

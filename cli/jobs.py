@@ -106,7 +106,7 @@ def _carry_out(spec: JobSpec, given: dict[str, Any]) -> int:
 
     drafted = draft(spec)  # a wrong spec is refused before torch is loaded
     if not quiet:
-        click.echo(f"model: {spec.steps[0].model}: {drafted.checkpoint.origin} ({drafted.checkpoint.folder})", err=True)
+        click.echo(f"model: {drafted.checkpoint.describe()}", err=True)
     from ..workers.run import run as run_job
 
     with orderly_stop() as stop, reporting(quiet=quiet) as on_progress:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -90,7 +90,8 @@ def query(output: str, text: str, top: int, column: str, device: str, as_json: b
         return
     width = shutil.get_terminal_size((100, 24)).columns
     for hit in hits:
-        click.echo(_clip(f"{hit.score:.3f}  {hit.id}  {hit.text}", width))
+        head = f"{hit.score:.3f}  {hit.id}  "
+        click.echo(head + _clip(hit.text, max(width - len(head), 20)))
 
 
 def _clip(text: str, width: int) -> str:
@@ -108,7 +109,7 @@ def optimize(output: str, as_json: bool) -> None:
     """
     from ..pipelines.optimize import optimize as optimize_output
 
-    done: Any = optimize_output(output)
+    done = optimize_output(output)
     click.echo(json.dumps(done.to_dict()) if as_json else "\n".join(done.lines()))
 
 

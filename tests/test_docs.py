@@ -1,0 +1,104 @@
+"""What the documents say can be typed, and where they point to, is there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from lading.cli.app import cli
+from lading.pipelines.spec import from_dict
+from lading.workers.summary import EXIT_CODES
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*.md")])
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def commands(document: Path) -> list[str]:
+    """The lines to be typed: those behind a `$` in console blocks, every line of bash blocks. Comments stay."""
+    found: list[str] = []
+    for language, block in FENCE.findall(document.read_text()):
+        lines = block.splitlines()
+        if language == "console":
+            found += [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+        elif language == "bash":
+            found += [line for line in lines if line and not line.startswith("#")]
+    return found
+
+
+def anchors(document: Path) -> set[str]:
+    """Headings as GitHub links to them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", document.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_links_lead_somewhere(document: Path) -> None:
+    """Every relative link names a file that exists, and a heading in it where it names one."""
+    for link in LINK.findall(FENCE.sub("", document.read_text())):
+        if link.startswith(("http://", "https://", "mailto:")):
+            continue
+        name, _, anchor = link.partition("#")
+        target = document.parent / name if name else document
+        assert target.exists(), f"{document.name} links to {link}"
+        assert not anchor or anchor in anchors(target), f"{document.name} links to {link}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_make_targets_exist(document: Path) -> None:
+    """Every `make TARGET` in a document is a target of the Makefile."""
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    asked = [shlex.split(command, comments=True)[1] for command in commands(document) if command.startswith("make ")]
+    assert set(asked) <= targets
+
+
+def test_the_readme_s_commands_run(tiny_encoder: Path, tmp_path: Path) -> None:
+    """The README's `lading` commands, typed one after the other beside a corpus, all succeed."""
+    (tmp_path / "corpus").mkdir()
+    for part in range(2):
+        ids = [f"{part}-{row}" for row in range(20)]
+        table = pa.table({"doc_id": ids, "body": [f"how to open the file {name}" for name in ids]})
+        pq.write_table(table, tmp_path / "corpus" / f"{part}.parquet")
+    typed = [command for command in commands(ROOT / "README.md") if command.startswith("lading ")]
+    assert [shlex.split(command)[1] for command in typed] == ["encode", "query", "status"]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for command in typed:
+        line = re.sub(r"\bMODEL\b", shlex.quote(str(tiny_encoder)), command)
+        done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        assert done.stdout, line
+
+
+def test_the_manual_knows_every_verb() -> None:
+    """docs/cli.md has a line for each verb that there is, and for no other."""
+    table = re.findall(r"^\| `lading (\w+)", (ROOT / "docs/cli.md").read_text(), re.MULTILINE)
+    assert table == list(cli.commands)
+
+
+def test_the_manual_knows_every_exit_code() -> None:
+    """docs/cli.md explains each code that the command can give: those of a run's end, and 1 and 2."""
+    rows = re.findall(r"^\| (\d+) \|", (ROOT / "docs/cli.md").read_text(), re.MULTILINE)
+    assert {int(row) for row in rows} == {*EXIT_CODES.values(), 1, 2}
+
+
+def test_the_manual_s_job_is_valid() -> None:
+    """Every YAML block of the manual that shows a job is a job."""
+    blocks = [block for language, block in FENCE.findall((ROOT / "docs/cli.md").read_text()) if language == "yaml"]
+    assert blocks
+    for block in blocks:
+        spec = from_dict(yaml.safe_load(block))
+        assert spec.steps

@@ -26,104 +26,108 @@ def cut(
     """
     if limit < 1 or not 0 <= overlap <= limit // 2:
         raise ValueError(f"limit {limit} must be positive and overlap {overlap} at most half of it")
-    edges = [0] + [n for n in range(1, len(starts)) if starts[n] > starts[n - 1]]  # tokens that begin a new character
-    if not edges or len(starts) <= limit:
-        whole = _trim(text, 0, len(text))
-        if excess(*whole) <= 0 or len(edges) < 2:
-            return [whole] if whole[0] < whole[1] else []
-    first = 0  # places in `edges`
-    covered = 0  # where the chunk before ended
+    places = _Places(text, starts)
+    first = covered = 0
     spans: list[tuple[int, int]] = []
-    while first < len(edges):
-        stop = _furthest(edges, first, edges[first] + limit, len(starts))
+    while first < places.count:
+        stop = places.at_token(places.token(first) + limit, first)
         while True:
-            last = _best(text, starts, edges, first, stop)
-            span = _trim(text, _char(text, starts, edges, first), _char(text, starts, edges, last))
-            over = excess(*span) if span[0] < span[1] else 0
+            last = _best_end(places, first, stop)
+            span = places.span(first, last)
+            over = excess(*span)
             if over <= 0 or last == first + 1:
                 break
-            stop = max(
-                first + 1, min(last - 1, _furthest(edges, first, _token(edges, last, len(starts)) - over, len(starts)))
-            )
-        if last <= covered:  # all of it is overlap: give the overlap up
-            first = covered
+            stop = min(last - 1, places.at_token(places.token(last) - over, first))
+        if last <= covered:
+            first = covered  # all of it is overlap: give the overlap up
             continue
-        if span[0] < span[1]:
-            spans.append(span)
-        covered = last
-        if last >= len(edges):
+        spans.append(span)
+        if last == places.count:
             break
-        first = max(first + 1, _resume(text, starts, edges, last, overlap))
+        covered = last
+        first = max(first + 1, _next_start(places, last, overlap))
     return spans
 
 
-def _token(edges: list[int], place: int, tokens: int) -> int:
-    return edges[place] if place < len(edges) else tokens
+class _Places:
+    """Where a chunk may begin or end: tokens that begin at a character no earlier token began at, white space skipped.
+
+    Place `count` is the text's end. Tokens of one character (bytes of an emoji) are kept together, and so is
+    white space that is a token with what follows it.
+    """
+
+    def __init__(self, text: str, starts: Sequence[int]) -> None:
+        self.text = text
+        self._tokens: list[int] = []
+        self._chars: list[int] = []
+        reached = -1
+        at = 0
+        for token, start in enumerate(starts):
+            at = max(at, start)
+            while at < len(text) and text[at].isspace():
+                at += 1
+            if reached < at < len(text):
+                # What lies before the first token (dropped by the tokenizer) belongs to the first chunk.
+                self._chars.append(at if self._tokens else len(text) - len(text.lstrip()))
+                self._tokens.append(token if self._tokens else 0)
+                reached = at
+        if not self._tokens and text.strip():
+            self._chars, self._tokens = [len(text) - len(text.lstrip())], [0]
+        self.count = len(self._tokens)
+        self._tokens.append(len(starts))
+        self._chars.append(len(text))
+
+    def token(self, place: int) -> int:
+        return self._tokens[place]
+
+    def at_token(self, token: int, after: int) -> int:
+        """The last place that begins at or before `token`, but later than the place `after`."""
+        return max(after + 1, bisect_right(self._tokens, token) - 1)
+
+    def span(self, first: int, last: int) -> tuple[int, int]:
+        start, end = self._chars[first], self._chars[last]
+        while end > start and self.text[end - 1].isspace():
+            end -= 1
+        return start, end
+
+    def rank(self, place: int) -> int:
+        return _rank(self.text, self._chars[place])
 
 
-def _char(text: str, starts: Sequence[int], edges: list[int], place: int) -> int:
-    """Character where a place begins; the text's two ends belong to the first and last chunk."""
-    if place == 0:
-        return 0
-    return starts[edges[place]] if place < len(edges) else len(text)
-
-
-def _furthest(edges: list[int], first: int, token: int, tokens: int) -> int:
-    """The last place that begins at or before `token`, but after `first`."""
-    if token >= tokens:
-        return len(edges)
-    return max(first + 1, bisect_right(edges, token) - 1)
-
-
-def _best(text: str, starts: Sequence[int], edges: list[int], first: int, stop: int) -> int:
+def _best_end(places: _Places, first: int, stop: int) -> int:
     """The best place to end in the second half of (first, stop]: highest rank, then latest. The text's end wins."""
-    if stop >= len(edges):
+    if stop == places.count:
         return stop
-    found, rank = stop, _rank(text, starts[edges[stop]])
+    found, rank = stop, places.rank(stop)
     for place in range(stop - 1, first + (stop - first) // 2, -1):
         if rank == PARAGRAPH:
             break
-        this = _rank(text, starts[edges[place]])
-        if this > rank:
-            found, rank = place, this
+        if places.rank(place) > rank:
+            found, rank = place, places.rank(place)
     return found
 
 
-def _resume(text: str, starts: Sequence[int], edges: list[int], last: int, overlap: int) -> int:
+def _next_start(places: _Places, last: int, overlap: int) -> int:
     """Where the next chunk begins: up to `overlap` tokens before `last`, at the highest rank, then the earliest."""
-    if overlap == 0:
-        return last
     found, rank = last, ANYWHERE - 1
-    place = last - 1
-    while place > 0 and edges[last] - edges[place] <= overlap:
-        this = _rank(text, starts[edges[place]])
-        if this >= rank:
-            found, rank = place, this
-        place -= 1
+    for place in range(last - 1, 0, -1):
+        if places.token(last) - places.token(place) > overlap:
+            break
+        if places.rank(place) >= rank:
+            found, rank = place, places.rank(place)
     return found
 
 
 def _rank(text: str, at: int) -> int:
-    """What kind of border lies at a character: white space may be before it, or belong to the token that begins there."""
+    """What kind of border lies before a character that is not white space."""
     left = at
     while left > 0 and text[left - 1].isspace():
         left -= 1
-    right = at
-    while right < len(text) and text[right].isspace():
-        right += 1
-    if left == right:
+    if left == at:
         return ANYWHERE
-    if text.count("\n", left, right) > 1:
+    if text.count("\n", left, at) > 1:
         return PARAGRAPH
     before = left - 1
     while before > 0 and text[before] in _CLOSING:
         before -= 1
     return SENTENCE if before >= 0 and text[before] in _SENTENCE_ENDS else SPACE
-
-
-def _trim(text: str, start: int, end: int) -> tuple[int, int]:
-    while start < end and text[start].isspace():
-        start += 1
-    while end > start and text[end - 1].isspace():
-        end -= 1
-    return start, end

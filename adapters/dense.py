@@ -186,6 +186,10 @@ class DenseEncoder:
             raise ModelError(f"pooling {recipe.pooling!r} is not one of {', '.join(sorted(POOLING))}")
         if recipe.vector_type == "binary" and recipe.dims % 8:
             raise ModelError(f"binary vectors need dims divisible by 8, not {recipe.dims}")
+        if recipe.chunk_overlap > (recipe.chunk_tokens or recipe.max_tokens) // 2:
+            raise ModelError(
+                f"chunk_overlap {recipe.chunk_overlap} is above half of a chunk's {recipe.chunk_tokens or recipe.max_tokens} tokens"
+            )
         self.recipe = recipe
         self.fields = result_fields(recipe)
         self.tokenizer = TextTokenizer(folder, recipe)
@@ -193,6 +197,7 @@ class DenseEncoder:
         self.projections = [Projection(folder / name).to(self.packed.device) for name in recipe.modules]
         self.skip = 0 if recipe.include_prompt else self.tokenizer.prompt_tokens
         self.kernel = self.packed.kernel
+        self.device = str(self.packed.device)
 
     def prepare(self, columns: list[pa.Array]) -> Prepared:
         """See `Adapter.prepare`."""

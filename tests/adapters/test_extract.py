@@ -37,7 +37,7 @@ def test_entities_are_those_of_the_pipeline(tmp_path: Path, architecture: str):
     folder = models.tiny_token_classifier(tmp_path / "m", architecture)
     pipeline = transformers.pipeline("token-classification", str(folder), aggregation_strategy="simple", device="cpu")
     found = extract(adapter_of(folder), TEXTS)
-    assert sum(map(len, found)) > 20
+    assert sum(map(len, found)) > 5
     for text, ours in zip(TEXTS, found, strict=True):
         theirs = pipeline(text)
         spans = [(one["entity_group"], one["start"], one["end"]) for one in theirs]

@@ -79,7 +79,7 @@ def plain_lancedb_agrees(step: StepSpec, recipe: Recipe, checkpoint: Checkpoint)
         recipe.task == "encode"
         and not checkpoint.prompts
         and not recipe.prompt
-        and step.dims in (0, recipe.dims)
+        and step.dims == 0
         and step.max_tokens == 0
         and recipe.precision == "float32"
         and recipe.vector_type in ("float32", "float16")

@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -93,7 +93,7 @@ def folder_names(url: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def stopping(action: str, where: str | Path) -> Iterator[None]:
+def stopping(action: str, where: str | Path) -> Generator[None, None, None]:
     """Turn a failing disk or store into StopJob, which says what could not be done, where, and what to do."""
     try:
         yield
@@ -166,7 +166,7 @@ class LocalFolder:
         return []
 
     @contextlib.contextmanager
-    def stream(self, name: str) -> Iterator[BinaryIO]:
+    def stream(self, name: str) -> Generator[BinaryIO, None, None]:
         final = self._root / name
         make_folder(final.parent)
         try:
@@ -282,7 +282,7 @@ class StoreFolder:
         return []
 
     @contextlib.contextmanager
-    def stream(self, name: str) -> Iterator[BinaryIO]:
+    def stream(self, name: str) -> Generator[BinaryIO, None, None]:
         path = f"{self._root}/{name}"
         file = self._store.open(path, "wb")
         try:

@@ -15,6 +15,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -168,7 +169,8 @@ def _with_metadata(schema: LanceSchema, changed: dict[str, str]) -> LanceSchema:
     Going through pyarrow would renumber the fields, which Lance refuses once a column was dropped. The
     pickled form of a LanceSchema is its metadata (JSON, values as lists of bytes) and one message per field.
     """
-    rebuild, (stored, *fields) = schema.__reduce__()
+    rebuild: Any
+    rebuild, (stored, *fields) = schema.__reduce__()  # pyright: ignore[reportAssignmentType]
     metadata = {**json.loads(stored), **{key: list(value.encode()) for key, value in changed.items()}}
     return rebuild(json.dumps(metadata), *fields)
 
@@ -207,10 +209,10 @@ def _literal(value: str | int) -> str:
 def _delete(table: lance.LanceDataset, fragment: FragmentMetadata, offsets: np.ndarray) -> FragmentMetadata:
     stored = fragment.to_json()
     physical: int = stored["physical_rows"]
-    live = (
-        table.get_fragment(fragment.id).scanner(columns=[], with_row_address=True).to_table()["_rowaddr"].to_numpy()
-        & 0xFFFFFFFF
-    )
+    source = table.get_fragment(fragment.id)
+    assert source is not None
+    addresses = source.scanner(columns=[], with_row_address=True).to_table()["_rowaddr"].to_numpy()
+    live = addresses & 0xFFFFFFFF
     deleted = np.setdiff1d(np.arange(physical, dtype=np.uint32), np.setdiff1d(live, offsets).astype(np.uint32))
     number = uuid.uuid4().int >> 65
     name = f"_deletions/{fragment.id}-{table.version}-{number}.arrow"

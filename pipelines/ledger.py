@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ..config.errors import OutputError
 
@@ -44,7 +45,7 @@ class Ledger:
     @classmethod
     def read(cls, metadata: Mapping[str, str], where: str) -> Ledger:
         """Raises OutputError for a ledger of another version."""
-        stored = json.loads(metadata.get(JOBS_KEY, "null")) or {"version": LEDGER_VERSION, "jobs": {}}
+        stored: dict[str, Any] = json.loads(metadata.get(JOBS_KEY, "null")) or {"version": LEDGER_VERSION, "jobs": {}}
         if stored.get("version") != LEDGER_VERSION:
             raise OutputError(
                 f"{where}: its ledger has version {stored.get('version')}, this release reads version {LEDGER_VERSION}; "

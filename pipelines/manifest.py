@@ -179,6 +179,8 @@ class Manifest:
         `folded` (Sink.folded) is compared with the receipts where given. Raises LadingError if a shard is
         missing, failed, or not in view yet.
         """
+        if self.closed() is not None:
+            return  # by another process; the ledger entry that `folded` was read from may be gone since
         totals = self.totals()
         missing = (
             [] if folded is None else [one for one in self.finished() if (one.shard, one.generation) not in folded]
@@ -247,7 +249,8 @@ class Manifest:
     def _receipt(self, name: str, stored: bytes) -> Receipt:
         fields = _load(stored, self.folder, name)
         check_version(fields, RECEIPT_VERSION, f"{self.folder.url}: {name}")
-        return Receipt(**{**fields, "files": tuple(fields["files"])})
+        fields["files"] = tuple(fields["files"])
+        return Receipt(**fields)
 
     def _read_rejects(self, receipt: Receipt) -> Iterator[Reject]:
         if not receipt.rejects_file:

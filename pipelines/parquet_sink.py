@@ -202,7 +202,7 @@ class ParquetSink:
                 file,
                 row_group_size=ROW_GROUP_ROWS,
                 compression=self._leaves,  # pyright: ignore[reportArgumentType]
-                use_dictionary=[leaf for leaf, codec in self._leaves.items() if codec != "none"],
+                use_dictionary=[leaf for leaf, codec in self._leaves.items() if codec != "none"],  # pyright: ignore[reportArgumentType]
             )
         return name
 

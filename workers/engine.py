@@ -41,6 +41,7 @@ class Gauges:
     hand_out: Clock = dataclasses.field(default_factory=Clock)  # on the device thread: packing, results to rows
     wait: Clock = dataclasses.field(default_factory=Clock)  # the device thread had nothing to run
     items: int = 0
+    rows: float = 0.0  # that these items are; a document counts by the share of its chunks
     cost: int = 0  # tokens, in the adapter's unit
     offered: int = 0  # budget of all batches: cost / offered is the fill ratio
     batches: int = 0
@@ -181,6 +182,7 @@ class Engine:
         for part, run in chosen:
             tokens = int(part.prepared.costs[run].sum())
             part.shard.tokens += tokens
+            gauges.rows += len(run) * part.rows_per_item
             part.shard.run_s += seconds * tokens / max(cost, 1)
 
     def _attempt(self, chosen: list[tuple[Part, np.ndarray]]) -> int:

@@ -23,6 +23,11 @@ class Part:
     done: list[tuple[np.ndarray, pa.RecordBatch]] = dataclasses.field(default_factory=list)
     failed: dict[int, tuple[str, str]] = dataclasses.field(default_factory=dict)  # item -> (reject code, detail)
 
+    @property
+    def rows_per_item(self) -> float:
+        rows = self.rows.batch.num_rows - len(self.prepared.bad)
+        return rows / len(self.prepared.rows) if len(self.prepared.rows) else 0.0
+
     def take(self, items: np.ndarray, results: pa.RecordBatch) -> None:
         """Results of some items, in the order of `items`."""
         self.done.append((items, results))

@@ -61,7 +61,7 @@ class _Run:
         self.draft, self.manifest, self.sink = job.draft, job.manifest, job.draft.sink
         self.step = self.draft.spec.steps[0]
         self.write_clock, self.fold_clock = Clock(), Clock()
-        self.folds = self.conflicts = self.rows_run = self.rejected = self.done_rows = self.done_shards = 0
+        self.folds = self.conflicts = self.rows_run = self.rejected = self.done_before = self.done_shards = 0
         self.last_fold = self.began = time.monotonic()
         self.engine: Engine | None = None
 
@@ -87,7 +87,7 @@ class _Run:
             on_batch=self._tell,
         )
         totals = self.manifest.totals()
-        self.done_rows, self.rejected, self.done_shards = totals.done, totals.rejected, totals.shards_done
+        self.done_before, self.rejected, self.done_shards = totals.done, totals.rejected, totals.shards_done
         self.began = self.last_fold = time.monotonic()
         state, reason = "finished", ""
         try:
@@ -139,7 +139,6 @@ class _Run:
         with self.write_clock:
             receipt = self._publish(shard)
         self.done_shards += 1
-        self.done_rows += receipt.rows_done
         self.rejected += receipt.rejected
         self.rows_run += receipt.rows_in
         if time.monotonic() - self.last_fold >= self.settings.fold_interval_s:
@@ -210,7 +209,7 @@ class _Run:
         gauges = self.engine.gauges
         self.on_progress(
             Progress(
-                rows_done=self.done_rows,
+                rows_done=self.done_before + round(gauges.rows),
                 rejected=self.rejected,
                 rows_total=self.draft.rows,
                 shards_done=self.done_shards,

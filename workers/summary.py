@@ -12,8 +12,8 @@ EXIT_CODES = {"finished": 0, "nothing to do": 0, "unfinished": 3, "stopped": 3, 
 class Progress:
     """Where the job stands; rows are input rows, this run's and earlier ones'."""
 
-    rows_done: int
-    rejected: int
+    rows_done: int  # through the model, the last ones not yet published
+    rejected: int  # in published shards
     rows_total: int | None  # None: the source does not say before it is read
     shards_done: int
     shards_total: int

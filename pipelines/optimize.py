@@ -21,6 +21,7 @@ from .sinks import Output, find_output, metadata_of
 
 INDEX_ROWS = 10_000  # below this a scan answers in milliseconds, exactly
 KEEP_VERSIONS_H = 24  # readers may hold an older version for as long
+LOST_AFTER_H = 1  # files of a closed job that were not touched for so long belong to no living attempt
 RECALL_QUERIES = 50
 RECALL_TOP = 10
 COMMIT_ATTEMPTS = 10
@@ -73,10 +74,9 @@ def optimize(output: str) -> Optimized:
 
 
 def _clean(manifest: Manifest, done: Optimized) -> None:
-    """What no reader and no fold of a closed job can ask for any more."""
+    """What no reader and no fold of a closed job can ask for any more; slow attempts that go on get time to notice."""
     for subfolder in ("staging", "tmp", "check", "replaced"):
-        done.bytes_removed += manifest.folder.size(subfolder)
-        manifest.folder.delete(subfolder)
+        done.bytes_removed += manifest.folder.clean(subfolder, LOST_AFTER_H * 3600)
 
 
 def _optimize_table(output: Output, done: Optimized, *, running: list[str]) -> None:

@@ -188,41 +188,40 @@ def test_replacing_rows_survives_kills(crew: driver.Crew, tmp_path: Path) -> Non
 @pytest.mark.chaos
 @pytest.mark.parametrize("kind", SINKS)
 def test_chaos(kind: str, crew: driver.Crew, tmp_path: Path) -> None:
-    """Hundreds of shards under kills, freezes, foreign writers and optimize, for a minute: nothing lost, nothing doubled."""
+    """A thousand shards under kills, freezes, foreign writers and optimize: nothing lost, nothing doubled."""
     url, choose = url_of(kind, tmp_path), random.Random(int(os.environ.get("LADING_CHAOS_SEED", "0")))
-    job = {"url": url, "shards": 300, "rows": 40}
-    running, frozen, foreign = [crew.start("job", **job) for _ in range(4)], [], 0
-    kills = freezes = 0
-    until = time.monotonic() + 60
-    while time.monotonic() < until and Manifest.find(output_paths(url), "job") is None:
-        time.sleep(0.01)
-    while time.monotonic() < until:
+    job = {"url": url, "shards": 1000, "rows": 20}
+    running, frozen = [crew.start("job", **job) for _ in range(4)], []
+    foreign = kills = freezes = 0
+    while (manifest := Manifest.find(output_paths(url), "job")) is None or manifest.closed() is None:
         time.sleep(choose.uniform(0.02, 0.2))
         event = choose.random()
-        if event < 0.2 and running:
+        if event < 0.2:
             pid = running.pop(choose.randrange(len(running)))
             os.kill(pid, signal.SIGKILL)
             kills += crew.wait(pid) == -signal.SIGKILL
             running.append(crew.start("job", **job))
-        elif event < 0.4 and running:
+        elif event < 0.4:
             pid = running.pop(choose.randrange(len(running)))
             os.kill(pid, signal.SIGSTOP)
-            freezes += crew.wait_stopped(pid) == signal.SIGSTOP
-            frozen.append(pid)
+            if crew.wait_stopped(pid) == signal.SIGSTOP:
+                freezes += 1
+                frozen.append(pid)
             running.append(crew.start("job", **job))
         elif event < 0.6 and frozen:
             pid = frozen.pop(0)
             os.kill(pid, signal.SIGCONT)
             running.append(pid)
         elif event < 0.8 and kind == "lancedb" and os.path.exists(output_paths(url).data + "/_versions"):
+            # An append that loses again and again gives up, having written nothing.
             foreign += 7 * (crew.run("foreign", url=url, start=foreign, count=7) == 0)
-        elif event < 0.9:
+        elif event < 0.9 and os.path.exists(output_paths(url).data):
             crew.run("optimize", output=url)
     for pid in frozen:
         os.kill(pid, signal.SIGCONT)
-    for pid in running + frozen:
-        crew.wait(pid)
+    assert {crew.wait(pid) for pid in running + frozen} == {0}
     assert crew.run("job", **job) == 0
-    assert kills > 5
-    assert freezes > 5
-    assert_complete(url, shards=300, rows=40, foreign=foreign)
+    assert kills > 3
+    assert freezes > 3
+    print(f"{kind}: {kills} kills, {freezes} freezes, {foreign} foreign rows")
+    assert_complete(url, shards=1000, rows=20, foreign=foreign)

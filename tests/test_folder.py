@@ -1,0 +1,199 @@
+"""The job folder's files: put once, durable, on a disk or an object store."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import resource
+import signal
+import uuid
+from pathlib import Path
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from lading.config.errors import OutputError, StopJob
+from lading.pipelines.folder import Folder, folder_names, open_folder
+
+
+@pytest.fixture(params=["local", "store"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    return open_folder(str(tmp_path / "job") if request.param == "local" else f"memory://{uuid.uuid4().hex}/job")
+
+
+def test_the_first_put_stands(folder: Folder) -> None:
+    """Whoever puts second is told what stands, and changes nothing."""
+    assert folder.put("markers/0.json", b"first") == b"first"
+    assert folder.put("markers/0.json", b"second") == b"first"
+    assert folder.read("markers/0.json") == b"first"
+
+
+def test_names_lists_only_finished_files_of_one_subfolder(folder: Folder) -> None:
+    """A listing of markers shows no temporary file, no other folder's file and no subfolder."""
+    assert folder.names("markers") == []
+    folder.put("markers/1.json", b"1")
+    folder.put("markers/deep/2.json", b"2")
+    folder.put("plan.json", b"3")
+    assert folder.names("markers") == ["1.json"]
+    assert folder.names() == ["plan.json"]
+
+
+def test_what_is_not_there_reads_as_none(folder: Folder) -> None:
+    """Asking is not an error."""
+    assert folder.read("plan.json") is None
+    assert not folder.exists("plan.json")
+    folder.delete("plan.json")
+
+
+def test_overwrite_and_delete(folder: Folder) -> None:
+    """A report may be replaced, and a subfolder goes with everything in it."""
+    folder.overwrite("report.json", b"old")
+    folder.overwrite("report.json", b"new")
+    assert folder.read("report.json") == b"new"
+    folder.put("staging/a/b", b"1")
+    folder.delete("staging")
+    assert not folder.exists("staging/a/b")
+
+
+def test_cleaning_spares_what_is_young(folder: Folder) -> None:
+    """Only files that nobody has touched for the time given are removed."""
+    folder.put("staging/a", b"1234")
+    assert folder.clean("staging", 3600) == 0
+    assert folder.exists("staging/a")
+    assert folder.clean("staging", 0) == 4
+    assert folder.names("staging") == []
+
+
+def _write_half(folder: Folder) -> None:
+    with folder.stream("staging/bad") as file:
+        file.write(b"half")
+        raise RuntimeError("no more")
+
+
+def test_a_stream_that_fails_leaves_no_file(folder: Folder) -> None:
+    """A file is there whole or not at all."""
+    with folder.stream("staging/good") as file:
+        file.write(b"whole")
+    with pytest.raises(RuntimeError, match="no more"):
+        _write_half(folder)
+    assert folder.names("staging") == ["good"]
+    with folder.open("staging/good") as file:
+        assert file.read() == b"whole"
+
+
+def test_adopting_is_done_once(folder: Folder) -> None:
+    """A staged file moves under its new name; once its source is gone there is nothing to adopt."""
+    data = open_folder(folder.url + "-data")
+    folder.put("staging/x", b"rows")
+    assert data.adopt(folder, "staging/x", "part")
+    folder.delete("staging/x")
+    assert data.read("part") == b"rows"
+    assert not data.adopt(folder, "staging/x", "part")
+
+
+def test_job_names_are_the_subfolders(folder: Folder) -> None:
+    """The jobs of an output are the folders in its `jobs`; an output without any has none."""
+    assert folder_names(folder.url) == []
+    folder.put("job-a/plan.json", b"{}")
+    folder.put("job-b/plan.json", b"{}")
+    assert [name for name in folder_names(folder.url) if name != "tmp"] == ["job-a", "job-b"]
+
+
+def test_check_passes_a_store_that_refuses_the_second_put(folder: Folder) -> None:
+    """The check leaves nothing behind that counts."""
+    folder.check()
+    assert folder.names("check") == []
+
+
+class ForgetfulFileSystem(MemoryFileSystem):
+    """A store without conditional writes: mode "xb" is taken for "wb"."""
+
+    protocol = "forgetful"
+    store: dict = {}  # noqa: RUF012  the parent's is shared, too
+    pseudo_dirs = [""]  # noqa: RUF012
+
+    def _open(self, path: str, mode: str = "rb", **kwargs):
+        return super()._open(path, mode.replace("x", "w"), **kwargs)
+
+
+class LostAnswerFileSystem(MemoryFileSystem):
+    """A store that does what it is told and then says that it could not be reached."""
+
+    protocol = "lost-answer"
+    store: dict = {}  # noqa: RUF012
+    pseudo_dirs = [""]  # noqa: RUF012
+
+    def _open(self, path: str, mode: str = "rb", **kwargs):
+        file = super()._open(path, mode, **kwargs)
+        if mode == "xb":
+            commit = file.commit
+
+            def commit_and_fail() -> None:
+                commit()
+                raise TimeoutError("no answer")
+
+            file.commit = commit_and_fail
+        return file
+
+
+fsspec.register_implementation("forgetful", ForgetfulFileSystem, clobber=True)
+fsspec.register_implementation("lost-answer", LostAnswerFileSystem, clobber=True)
+
+
+def test_check_refuses_a_store_that_lets_the_second_put_through() -> None:
+    """A store on which nothing can be written exactly once is refused before the job begins."""
+    with pytest.raises(OutputError, match="second write"):
+        open_folder("forgetful://bucket/job").check()
+
+
+def test_a_put_whose_answer_was_lost_may_have_been_ours() -> None:
+    """What stands there decides, not what the store said."""
+    assert open_folder("lost-answer://bucket/job").put("marker", b"mine") == b"mine"
+
+
+def _put_from(folder: str, barrier, won, value: bytes) -> None:
+    barrier.wait()
+    for number in range(50):
+        won.put((number, open_folder(folder).put(f"markers/{number}", value) == value))
+
+
+def test_of_racing_processes_one_wins_each_name(tmp_path: Path) -> None:
+    """Four processes, fifty names: each name has exactly one winner."""
+    context = multiprocessing.get_context("spawn")
+    barrier, won = context.Barrier(4), context.Queue()
+    racers = [
+        context.Process(target=_put_from, args=(str(tmp_path), barrier, won, bytes([65 + one]))) for one in range(4)
+    ]
+    for one in racers:
+        one.start()
+    results = [won.get() for _ in range(200)]
+    for one in racers:
+        one.join()
+    assert sorted(number for number, first in results if first) == list(range(50))
+
+
+def test_a_full_disk_stops_the_job_and_leaves_no_half_file(tmp_path: Path) -> None:
+    """No space is said, with the place and what to do; nothing is left under the name."""
+    folder = open_folder(str(tmp_path / "job"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(StopJob, match=r"markers/0\.json.*free space and run the same command again"):
+            folder.put("markers/0.json", b"x" * 5000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not folder.exists("markers/0.json")
+    assert os.listdir(tmp_path / "job" / "tmp") == []
+
+
+def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:
+    """A file where the folder should be is an output error, before any work."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write") as caught:
+        open_folder(str(tmp_path / "file" / "job")).check()
+    assert isinstance(caught.value.__cause__, StopJob)
+    assert caught.value.__cause__.__cause__.errno in (errno.ENOTDIR, errno.EEXIST)

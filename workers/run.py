@@ -74,6 +74,7 @@ class _Run:
         if not works:
             return self._end("finished", "", 0.0)
         began = time.monotonic()
+        threads = threads or self.settings.threads
         adapter = adapters.load(self.draft.recipe, self.draft.checkpoint.folder, device=device, threads=threads)
         load_s = time.monotonic() - began
         budget = batch_tokens or self.settings.batch_tokens(adapter.device)

@@ -65,7 +65,11 @@ def open_table(uri: str) -> lance.LanceDataset | None:
         except ValueError as error:
             if "was not found" in str(error):
                 return None
-            raise
+            reason = str(error).split(", /home/")[0]
+            raise StopJob(
+                f"{uri} does not open: {reason}. If a power cut left its newest file in _versions empty, remove that "
+                "file and run the same command again"
+            ) from error
 
 
 def create_table(uri: str, schema: pa.Schema) -> bool:
@@ -155,7 +159,7 @@ def _number(table: lance.LanceDataset, added: list[FragmentMetadata]) -> int:
     """
     used = [int((table.schema.metadata or {}).get(HIGH_WATER_KEY.encode(), b"-1"))]
     used += [fragment.fragment_id for fragment in table.get_fragments()]
-    used += [one for index in table.list_indices() for one in index["fragment_ids"]]
+    used += [one for index in table.describe_indices() for segment in index.segments for one in segment.fragment_ids]
     highest = max(used)
     for fragment in added:
         highest += 1

@@ -216,7 +216,10 @@ class LanceSink:
         ledger = self._ledger(table)
         registered = _remembered(folder, "registered.json")
         if registered is not None and registered["table_id"] != ledger.table_id:
-            raise TableChanged(f"{self._uri} was dropped and made anew while job {job} writes to it; {remedy}")
+            how = "was dropped and made anew"
+            if not ledger.table_id:  # no job ever wrote to what is there now
+                how += f", or restored to a version from before job {job} began,"
+            raise TableChanged(f"{self._uri} {how} while job {job} writes to it; {remedy}")
         # closed.json is looked at after the table: it is written before the entry goes.
         if job not in ledger.jobs and not folder.exists("closed.json"):
             raise TableChanged(

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from ..config.errors import OutputError
-from .manifest import Manifest, jobs
+from .folder import Folder
+from .manifest import jobs
 from .provenance import RECIPES
 from .sinks import Output, find_output, metadata_of
 
@@ -61,25 +62,24 @@ def optimize(output: str) -> Optimized:
     """Tidy the output named by URL or bare path. Raises OutputError where there is none."""
     found = find_output(output)
     done = Optimized(str(found))
-    manifests = [manifest for job in jobs(found) if (manifest := Manifest.find(found, job))]
-    running = [manifest for manifest in manifests if manifest.closed() is None]
+    closed = [job for job in jobs(found) if found.job(job).exists("closed.json")]
+    running = sorted(set(jobs(found)) - set(closed))
     if found.kind == "lancedb":
-        _optimize_table(found, done, running=[manifest.plan.job for manifest in running])
-    for manifest in manifests:
-        if manifest not in running:
-            _clean(manifest, done)
+        _optimize_table(found, done, running)
+    for job in closed:
+        _clean(found.job(job), done)
     if running:
-        done.notes.append(f"job {running[0].plan.job} is not finished: its staged files and all old versions were kept")
+        done.notes.append(f"job {running[0]} is not finished: its staged files and all old versions were kept")
     return done
 
 
-def _clean(manifest: Manifest, done: Optimized) -> None:
+def _clean(folder: Folder, done: Optimized) -> None:
     """What no reader and no fold of a closed job can ask for any more; slow attempts that go on get time to notice."""
     for subfolder in ("staging", "tmp", "check", "replaced"):
-        done.bytes_removed += manifest.folder.clean(subfolder, LOST_AFTER_H * 3600)
+        done.bytes_removed += folder.clean(subfolder, LOST_AFTER_H * 3600)
 
 
-def _optimize_table(output: Output, done: Optimized, *, running: list[str]) -> None:
+def _optimize_table(output: Output, done: Optimized, running: list[str]) -> None:
     from . import lance_commit
 
     lance_commit.check_versions()
@@ -89,7 +89,7 @@ def _optimize_table(output: Output, done: Optimized, *, running: list[str]) -> N
     done.fragments_before = len(table.get_fragments())
     _retried(output.data, lambda newest: newest.optimize.compact_files())
     for column, kind, options in _wanted_indexes(table, done):
-        if not any(column in index["fields"] for index in table.list_indices()):
+        if not any(column in index.field_names for index in table.describe_indices()):
             _retried(output.data, lambda newest, c=column, k=kind, o=options: _index(newest, c, k, o))
         done.indexes.append(f"{column} ({kind})")
     _retried(output.data, lambda newest: newest.optimize.optimize_indices())

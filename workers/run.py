@@ -47,6 +47,7 @@ def run(
     and the same call resumes.
     """
     if job.manifest.closed() is not None:
+        job.draft.sink.unregister(job.id)  # whoever closed it may have died before it came to that
         return _summary(job, "nothing to do")
     return _Run(job, load_settings(), stop or threading.Event(), on_progress).run(device, batch_tokens, threads)
 

@@ -1,0 +1,183 @@
+"""A warm parent for crash tests: it has imported everything, computed nothing, and forks a process for each job asked for.
+
+Neither Lance's runtime nor torch's threads live on in a forked child, so the parent must not start them; it
+refuses to serve if something it imports does. A kill and a rerun then cost about a second, without an import of torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lading.pipelines.spec import JobSpec, from_dict, to_dict
+
+RUNTIMES = ("tokio", "lance", "rayon", "OMP")  # how threads are named that would be missing in a child
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Child:
+    """One run of a job in a process of its own."""
+
+    pid: int
+    zygote: Zygote
+    result: Path  # the summary as JSON; beside it, in `.log`, what the process said
+
+    def wait(self) -> int:
+        """Its exit code once it has ended, the negative signal if one killed it."""
+        return self.zygote.ask({"wait": self.pid})
+
+    def wait_stopped(self) -> bool:
+        """Whether it stopped (SIGSTOP), once it has stopped or ended."""
+        return self.zygote.ask({"wait": self.pid, "stopped": True}) == signal.SIGSTOP
+
+    def freeze(self) -> bool:
+        """Whether it was still there to be frozen. After False it is gone and `wait` has nothing to wait for."""
+        os.kill(self.pid, signal.SIGSTOP)  # ended children stay zombies until waited for: the pid is theirs
+        return self.wait_stopped()
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def kill(self) -> int:
+        """SIGKILL; its exit code, -SIGKILL unless it had ended before."""
+        os.kill(self.pid, signal.SIGKILL)
+        return self.wait()
+
+    def summary(self) -> dict[str, Any]:
+        return json.loads(self.result.read_text())
+
+    def log(self) -> str:
+        return self.result.with_suffix(".log").read_text()
+
+
+class Zygote:
+    """The warm parent, seen from a test. `environment` holds for all its children."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self._folder = folder
+        self._started = 0
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            # One thread each: tests run many at once, and OpenBLAS would start its own threads on import.
+            env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **environment},
+        )
+
+    def start(self, spec: JobSpec, failpoint: str = "", **options: Any) -> Child:
+        """A process that does what `lading run` does; `options` are those of workers.run.run."""
+        self._started += 1
+        result = self._folder / f"run-{self._started}.json"
+        request = {"spec": to_dict(spec), "failpoint": failpoint, "options": options, "result": str(result)}
+        return Child(self.ask(request), self, result)
+
+    def finish(self, spec: JobSpec, **options: Any) -> dict[str, Any]:
+        """The summary of an undisturbed run, which must end with exit code 0."""
+        child = self.start(spec, **options)
+        code = child.wait()
+        assert code == 0, child.log()
+        return child.summary()
+
+    def ask(self, request: dict[str, Any]) -> int:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End the parent and every child that still lives, frozen ones included."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+# -- in the parent
+
+
+def _warm() -> None:
+    import transformers.conversion_mapping
+    import transformers.models.bert.modeling_bert  # what the children would import each for itself
+
+    import lading.adapters.dense
+    import lading.pipelines.lance_sink
+    import lading.pipelines.parquet_sink
+    import lading.workers.run  # noqa: F401
+
+    transformers.conversion_mapping.get_checkpoint_conversion_mapping("bert")  # hundreds of patterns, compiled once
+    task = Path("/proc/self/task")
+    threads = [one.joinpath("comm").read_text() for one in task.iterdir()] if task.is_dir() else []
+    started = [name for name in threads if name.startswith(RUNTIMES)]
+    if started:
+        raise RuntimeError(f"importing started threads that children would lack: {started}")
+
+
+def _serve() -> None:
+    warnings.filterwarnings("ignore", message="lance is not fork-safe")  # it is until its first use, see above
+    children: set[int] = set()
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            pid, status = os.waitpid(request["wait"], os.WUNTRACED if request.get("stopped") else 0)
+            if os.WIFSTOPPED(status):
+                answer = os.WSTOPSIG(status)
+            else:
+                answer = os.waitstatus_to_exitcode(status)
+                children.remove(pid)
+        else:
+            answer = os.fork()
+            if answer == 0:
+                _become(request)
+            children.add(answer)
+        print(answer, flush=True)
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+
+
+# -- in a child
+
+
+def _become(request: dict[str, Any]) -> None:
+    """Run the job and end the process, with 1 if it raised."""
+    result = Path(request["result"])
+    with open(result.with_suffix(".log"), "wb") as log:
+        os.dup2(log.fileno(), 1)  # the parent's standard output is its answers
+        os.dup2(log.fileno(), 2)
+    os.environ["LADING_FAILPOINT"] = request["failpoint"]
+    code = 1
+    try:
+        code = _run(request, result)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _run(request: dict[str, Any], result: Path) -> int:
+    from lading.config.errors import LadingError
+    from lading.pipelines.job import draft, start
+    from lading.workers.run import run
+
+    try:
+        summary = run(start(draft(from_dict(request["spec"]))), device="cpu", threads=1, **request["options"])
+    except LadingError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    result.write_text(json.dumps(summary.to_dict()))
+    return summary.exit_code
+
+
+if __name__ == "__main__":
+    _warm()
+    _serve()

@@ -5,12 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pty
 import re
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -18,10 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lading.cli import jobs, main, progress
+from lading.cli import jobs, main
 from lading.cli.options import override, quick_spec
 from lading.pipelines.spec import JobSpec, PolicySpec, SinkSpec, SourceSpec, StepSpec, load
-from lading.workers.summary import Progress
 
 ROWS = 40
 TEXTS = [f"the file number {n} is opened and read" for n in range(ROWS)]
@@ -54,12 +50,6 @@ def encode(corpus: Path, tiny_encoder: Path, tmp_path: Path) -> list[str]:
         "--shard-rows",
         "10",
     ]
-
-
-def lading(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, as a shell runs it."""
-    command = [sys.executable, "-I", "-m", "lading.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 
 
 # -- from the options to the spec
@@ -296,155 +286,6 @@ def test_without_the_worker_extra_a_verb_says_what_to_install(tmp_path: Path, en
     assert "Traceback" not in done.stderr
     dry = subprocess.run([sys.executable, "-I", "-c", hide, *encode, "--dry-run"], capture_output=True, text=True)
     assert dry.returncode == 0, dry.stderr
-
-
-# -- being interrupted
-
-
-def test_ctrl_c_finishes_the_shard_in_flight(tiny_encoder: Path, tmp_path: Path) -> None:
-    """The first SIGINT lets what is in flight be published and exits with 130; the same command then does the rest."""
-    path, rows = tmp_path / "many.jsonl", 400
-    path.write_text("".join(json.dumps({"text": f"row {n} of many"}) + "\n" for n in range(rows)))
-    command = [
-        "encode",
-        str(path),
-        "--model",
-        str(tiny_encoder),
-        "--to",
-        f"parquet://{tmp_path}/out",
-        *("--shard-rows", "10", "--batch-tokens", "64"),
-    ]
-    # It freezes itself at its first marker, when at most a few of the 40 shards can be in flight, so that the signal
-    # comes in the middle however fast the machine is.
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-m", "lading.cli", *command],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "LADING_FAILPOINT": "publish.linked=stop", "LADING_WINDOW_TOKENS": "256"},
-    )  # fmt: skip
-    _, status = os.waitpid(process.pid, os.WUNTRACED)
-    assert os.WIFSTOPPED(status)
-    os.kill(process.pid, signal.SIGINT)
-    os.kill(process.pid, signal.SIGCONT)
-    out, err = process.communicate()
-    assert process.returncode == 130, err
-    assert "again to stop at once" in err
-    assert "the same command resumes" in out
-    resumed = lading(*command, "--json")
-    assert resumed.returncode == 0, resumed.stderr
-    summary = json.loads(resumed.stdout)
-    assert summary["rows_done"] == rows
-    assert 0 < summary["rows_run"] < rows
-
-
-def test_a_second_ctrl_c_stops_at_once() -> None:
-    """The second SIGINT leaves the process with 130 though the work goes on, the second SIGTERM with 143."""
-    work = (
-        "import os, signal, sys, threading\n"
-        "from lading.cli.interrupt import orderly_stop\n"
-        "with orderly_stop() as stop:\n"
-        "    os.kill(os.getpid(), getattr(signal, sys.argv[1]))\n"
-        "    assert stop.is_set()\n"
-        "    print('asked', flush=True)\n"
-        "    os.kill(os.getpid(), getattr(signal, sys.argv[1]))\n"
-        "    threading.Event().wait()\n"
-    )
-    for name, code in (("SIGINT", 130), ("SIGTERM", 143)):
-        done = subprocess.run([sys.executable, "-I", "-c", work, name], capture_output=True, text=True)
-        assert (done.returncode, done.stdout) == (code, "asked\n"), done.stderr
-
-
-def test_the_handlers_are_put_back() -> None:
-    """After a run Ctrl-C means again what it meant before."""
-    from lading.cli.interrupt import orderly_stop
-
-    before = signal.getsignal(signal.SIGINT)
-    with orderly_stop():
-        assert signal.getsignal(signal.SIGINT) is not before
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-# -- progress
-
-BEGIN = Progress(
-    rows_done=100, rejected=0, rows_total=1000, shards_done=1, shards_total=10, tokens=0, elapsed_s=0.0, fill=1.0
-)
-LATER = Progress(
-    rows_done=390,
-    rejected=10,
-    rows_total=1000,
-    shards_done=4,
-    shards_total=10,
-    tokens=90_000,
-    elapsed_s=30.0,
-    fill=0.981,
-)
-
-
-def test_time_left_counts_this_run_only() -> None:
-    """300 rows in 30 seconds leave 60 seconds for 600 rows, whatever an earlier run had done."""
-    assert progress.seconds_left(BEGIN, LATER) == 60.0
-    assert progress.seconds_left(BEGIN, BEGIN) is None
-    assert progress.seconds_left(BEGIN, dataclasses.replace(LATER, rows_total=None)) is None
-
-
-def test_a_line_tells_rows_rate_fill_rejects_and_time() -> None:
-    """A plain line has everything that the bar shows."""
-    line = progress.line(BEGIN, LATER)
-    for part in (
-        "400 of 1,000 rows (40%)",
-        "shard 4 of 10",
-        "3,000 tokens/s",
-        "fill 98.1%",
-        "10 rejected",
-        "1:00 left",
-    ):
-        assert part in line
-    assert "of" not in progress.line(BEGIN, dataclasses.replace(LATER, rows_total=None)).split("rows")[0]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"), [(None, "-:--"), (0, "0:00"), (187, "3:07"), (7509, "2:05:09"), (59.6, "1:00")]
-)
-def test_durations_read_like_a_clock(seconds: float | None, shown: str) -> None:
-    """Minutes and seconds, hours from an hour on."""
-    assert progress.duration(seconds) == shown
-
-
-@pytest.fixture
-def terminal() -> Iterator[tuple[int, int]]:
-    """Both ends of a pseudo-terminal."""
-    ours, theirs = pty.openpty()
-    yield ours, theirs
-    os.close(ours)
-
-
-def test_a_terminal_gets_a_bar(terminal: tuple[int, int]) -> None:
-    """On a terminal progress is drawn in place, with rows, rate and time left."""
-    ours, theirs = terminal
-    show = (
-        "from lading.cli.progress import reporting\nfrom lading.workers.summary import Progress\n"
-        "with reporting(quiet=False) as on_progress:\n"
-        f"    on_progress({BEGIN!r})\n    on_progress({LATER!r})\n"
-    )
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-c", show], stderr=theirs, stdout=subprocess.DEVNULL, env=environment
-    )
-    os.close(theirs)
-    seen = b""
-    while True:  # a closed pseudo-terminal reads as an error on Linux, as an end elsewhere
-        try:
-            piece = os.read(ours, 65536)
-        except OSError:
-            break
-        if not piece:
-            break
-        seen += piece
-    assert process.wait() == 0
-    plain = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", seen).decode()
-    assert "400/1000" in plain
-    assert "3,000 tokens/s" in plain
-    assert "1:00 left" in plain
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -92,7 +92,9 @@ class Zygote:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        answer = self._process.stdout.readline()
+        assert answer, "the warm parent has ended: what it said is above"
+        return int(answer)
 
     def close(self) -> None:
         """End the parent and every child that still lives, frozen ones included."""
@@ -105,15 +107,15 @@ class Zygote:
 
 
 def _warm() -> None:
-    import transformers.conversion_mapping
     import transformers.models.bert.modeling_bert  # what the children would import each for itself
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     import lading.adapters.dense
     import lading.pipelines.lance_sink
     import lading.pipelines.parquet_sink
     import lading.workers.run  # noqa: F401
 
-    transformers.conversion_mapping.get_checkpoint_conversion_mapping("bert")  # hundreds of patterns, compiled once
+    get_checkpoint_conversion_mapping("bert")  # hundreds of patterns, compiled once
     task = Path("/proc/self/task")
     threads = [one.joinpath("comm").read_text() for one in task.iterdir()] if task.is_dir() else []
     started = [name for name in threads if name.startswith(RUNTIMES)]

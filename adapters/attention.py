@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
@@ -79,7 +79,7 @@ _in_flight = _InFlight()
 
 
 @contextlib.contextmanager
-def attending(segments: Segments, backend: Backend) -> Iterator[None]:
+def attending(segments: Segments, backend: Backend) -> Generator[None]:
     """While inside, this thread's forward passes are packed batches cut as `segments` says."""
     _in_flight.segments, _in_flight.backend = segments, backend
     try:
@@ -119,8 +119,8 @@ def packed_attention(
             raise ModelError(f"packed attention has no {name}")
     causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    flat = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-    return backend.attend(*flat, segments, Shape(scale, causal, sliding_window))[None], None
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return backend.attend(q, k, v, segments, Shape(scale, causal, sliding_window))[None], None
 
 
 def no_mask(*_: Any, attention_mask: torch.Tensor | None = None, **__: Any) -> None:
@@ -278,7 +278,7 @@ def _fastest(device: torch.device, dtype: torch.dtype) -> Backend:
         )
     if _has_flash_attn():
         return BACKENDS["flash-attn"]
-    if hasattr(torch.nn.attention, "varlen") or _has_torch_varlen():
+    if _has_torch_varlen():
         return BACKENDS["torch-varlen"]
     return dataclasses.replace(
         BACKENDS["sdpa-runs"],

@@ -160,7 +160,7 @@ STORE: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]] =
 
 def store(vectors: np.ndarray, fields: list[pa.Field], vector_type: str) -> Outputs:
     """Arrow columns for float32 vectors (items, dims). Items that are not finite are `bad` and stored as zeros."""
-    finite = np.isfinite(vectors).all(axis=1)
+    finite = np.asarray(np.isfinite(vectors).all(axis=1))
     if vector_type == "float16":
         finite &= np.abs(np.nan_to_num(vectors, nan=0.0)).max(axis=1, initial=0.0) <= np.finfo(np.float16).max
     if not finite.all():

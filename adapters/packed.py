@@ -11,7 +11,7 @@ import inspect
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,8 @@ class PackedModel:
         dtype = DTYPES[recipe.precision]
         if self.device.type == "cpu":
             torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-        self.model = load_model(folder, auto_class, dtype).to(self.device)
+        self.model = load_model(folder, auto_class, dtype)
+        self.model.to(device=self.device)  # pyright: ignore[reportCallIssue]
         config = self.model.config
         self.model_type: str = config.model_type
         padded = self.model_type in POSITIONS_AFTER_PADDING
@@ -142,7 +143,7 @@ class PackedModel:
         return products
 
 
-def load_model(folder: Path, auto_class: Any, dtype: torch.dtype) -> nn.Module:
+def load_model(folder: Path, auto_class: Any, dtype: torch.dtype) -> transformers.PreTrainedModel:
     """The checkpoint in eval mode on the CPU, without a pooler that its head does not need. safetensors only, no code from the folder."""
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
@@ -172,7 +173,7 @@ def load_model(folder: Path, auto_class: Any, dtype: torch.dtype) -> nn.Module:
     return model.eval()
 
 
-def _first_rows_for_heads(model: nn.Module) -> None:
+def _first_rows_for_heads(model: transformers.PreTrainedModel) -> None:
     """Let sequence classification heads, which look at position 0, see the first token of every packed text."""
     if not type(model).__name__.endswith("ForSequenceClassification"):
         return
@@ -216,7 +217,7 @@ def _device(wanted: str) -> torch.device:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """transformers' progress bar and load report are not for our users: what matters in them is checked here."""
     logging_ = transformers.logging
     level, bar = logging_.get_verbosity(), logging_.is_progress_bar_enabled()

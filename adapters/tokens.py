@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -136,7 +137,7 @@ def encode_rows(tokenizer: TextTokenizer, columns: Sequence[pa.Array]) -> Encode
     rows, texts, bad = sound_rows(columns)
     reject = tokenizer.recipe.long_text == "reject"
     if len(columns) == 1:
-        given: Sequence = [tokenizer.shape(text) for (text,) in texts]
+        given: Any = [tokenizer.shape(text) for (text,) in texts]
     else:
         given = [(tokenizer.shape(first), tokenizer.shape_second(second)) for first, second in texts]
     encodings = tokenizer.encode(given, cut=not reject)
@@ -159,7 +160,7 @@ def encode_chunks(tokenizer: TextTokenizer, texts: pa.Array) -> Prepared:
     wholes = tokenizer.encode([tokenizer.shape(text) for text in trimmed], cut=False)
     encodings: list[Encoding] = []
     owners: list[int] = []
-    columns: dict[str, list] = {"chunk": [], "start": [], "end": [], "text": []}
+    columns: dict[str, list[Any]] = {"chunk": [], "start": [], "end": [], "text": []}
     truncated = 0
     for row, (text,), inner, whole in zip(rows, kept, trimmed, wholes, strict=True):
         if len(whole.ids) <= limit:

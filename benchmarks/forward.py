@@ -2,8 +2,8 @@
 
     python benchmarks/forward.py [--texts 400] [--threads 1] [--rounds 3] [--budget 4096] [--model FOLDER] [--json]
 
-Both tokenise and run; the candidates take turns, and the median of the rounds counts, as CPU seconds on one thread
-(other programs then disturb less) and wall-clock seconds on more. Cosines are against the first candidate.
+Both tokenise and run; the candidates take turns, and medians count: CPU seconds on one thread (other programs then disturb
+less), wall-clock seconds on more; a ratio is the median of the rounds' own ratios. Cosines are against the first candidate.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def reference_candidate(folder: Path, texts: list[str], dtype: str, batch: int) 
     return lambda: model.encode(texts, batch_size=batch, normalize_embeddings=True, show_progress_bar=False)
 
 
-def measure(candidates: dict[str, Candidate], rounds: int, threads: int) -> dict[str, tuple[float, np.ndarray]]:
-    """Median seconds and result of each; every candidate runs once unmeasured, then they take turns."""
+def measure(candidates: dict[str, Candidate], rounds: int, threads: int) -> dict[str, tuple[list[float], np.ndarray]]:
+    """Seconds of each round, and the result, of each; every candidate runs once unmeasured, then they take turns."""
     clock = time.thread_time if threads == 1 else time.perf_counter
     results = {name: candidate() for name, candidate in candidates.items()}
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
@@ -69,7 +69,7 @@ def measure(candidates: dict[str, Candidate], rounds: int, threads: int) -> dict
             began = clock()
             candidate()
             seconds[name].append(clock() - began)
-    return {name: (statistics.median(taken), results[name]) for name, taken in seconds.items()}
+    return {name: (taken, results[name]) for name, taken in seconds.items()}
 
 
 def main() -> None:
@@ -104,18 +104,20 @@ def main() -> None:
     if not wanted.json:
         print(f"{len(texts)} texts, {tokens} tokens, {wanted.threads} thread(s), {_machine()}")
         print(f"{'':60}{'tokens/s':>10}{'texts/s':>10}{'ratio':>8}{'cosine':>10}")
-    for name, (seconds, vectors) in measured.items():
+    for name, (taken, vectors) in measured.items():
+        seconds = statistics.median(taken)
+        ratio = statistics.median(one / other for one, other in zip(base, taken, strict=True))
         cosine = float((vectors * expected).sum(1).min())
         if wanted.json:
             line = {
                 "name": name,
                 "value": round(tokens / seconds, 1),
                 "unit": "tokens/s",
-                "against": round(base / seconds, 3),
+                "against": round(ratio, 3),
             }
             print(json.dumps(line | {"machine": _machine(), "threads": wanted.threads, "cosine": round(cosine, 6)}))
         else:
-            print(f"{name:60}{tokens / seconds:10.0f}{len(texts) / seconds:10.1f}{base / seconds:8.2f}{cosine:10.6f}")
+            print(f"{name:60}{tokens / seconds:10.0f}{len(texts) / seconds:10.1f}{ratio:8.2f}{cosine:10.6f}")
 
 
 def _count_tokens(folder: Path, texts: list[str]) -> int:

@@ -27,9 +27,11 @@ test: $(VENV)/.test
 	$(BIN)/pytest -m "not chaos" $(ARGS)
 
 check: $(VENV)/.dev
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	@status=0; \
+	for tool in "ruff check" "ruff format --check" "pyright --pythonpath $(BIN)/python"; do \
+		echo "$$tool"; $(BIN)/$$tool || status=1; \
+	done; \
+	exit $$status
 
 chaos: $(VENV)/.test
 	$(BIN)/pytest -m chaos --timeout 7200 $(ARGS)

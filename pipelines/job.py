@@ -124,6 +124,8 @@ def start(draft: Draft) -> Job:
         draft.sink.register(draft.id, draft.schema, on_existing=draft.spec.sink.on_existing, key=key)
     elif why := draft.sink.changed(draft.id):
         raise TableChanged(f"job {draft.id} was finished, but {why}; to do it again remove {manifest.folder.url}")
+    else:
+        draft.sink.unregister(draft.id)  # a process may have died between closing the job and this
     return Job(draft, manifest)
 
 

@@ -17,10 +17,11 @@ from ..config.errors import OutputError, TableChanged
 from ..config.failpoints import failpoint
 from . import lance_commit
 from .folder import Folder, open_folder, stopping
+from .generations import Pair
 from .lance_commit import Change, lance
 from .ledger import TABLE_ID_KEY, Entry, Ledger
+from .output import Folded, Output, check_recipes, check_schema, merged_recipes, metadata_of
 from .records import Receipt
-from .sinks import Folded, Output, Pair, check_recipes, check_schema, merged_recipes, metadata_of
 
 FragmentMetadata = lance_commit.FragmentMetadata
 

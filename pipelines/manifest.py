@@ -18,9 +18,9 @@ from ..config.errors import LadingError, OutputError
 from ..config.failpoints import failpoint
 from .folder import Folder, folder_names
 from .generations import Opening, Pair, Segment, Totals, segments, total
+from .output import Output
 from .plan import Plan, check_version
 from .records import Receipt, Reject, Shard
-from .sinks import Output
 
 RECEIPT_VERSION = OPENING_VERSION = 1
 RETRYABLE = ("failed", "not-finite")  # codes whose rows another attempt may save

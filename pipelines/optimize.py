@@ -17,8 +17,8 @@ import pyarrow as pa
 from ..config.errors import OutputError
 from .folder import Folder
 from .manifest import jobs
+from .output import Output, find_output, metadata_of
 from .provenance import RECIPES
-from .sinks import Output, find_output, metadata_of
 
 INDEX_ROWS = 10_000  # below this a scan answers in milliseconds, exactly
 KEEP_VERSIONS_H = 24  # readers may hold an older version for as long

@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 from ..config.errors import OutputError, TableChanged
 from ..config.failpoints import failpoint
 from .folder import Folder, open_folder, stopping
+from .generations import Pair
+from .output import Folded, Output, check_recipes, check_schema, metadata_of
 from .records import Receipt
-from .sinks import Folded, Output, Pair, check_recipes, check_schema, metadata_of
 
 ROW_GROUP_ROWS = 10_000
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from ..config.errors import OutputError
-from .sinks import find_output
+from .output import find_output
 
 
 class Reading(Protocol):

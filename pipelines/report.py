@@ -9,8 +9,8 @@ from typing import Any
 
 from ..config.errors import OutputError
 from .manifest import Manifest, jobs
+from .output import Output, find_output
 from .records import Reject
-from .sinks import Output, find_output
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

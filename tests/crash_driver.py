@@ -22,9 +22,10 @@ import pyarrow as pa
 from lading.pipelines import lance_sink, optimize, parquet_sink  # noqa: F401  imported here so that children need not
 from lading.pipelines.lance_commit import lance
 from lading.pipelines.manifest import Manifest
+from lading.pipelines.output import output_paths
 from lading.pipelines.plan import Plan
 from lading.pipelines.records import Input, Receipt, Reject, Shard
-from lading.pipelines.sinks import open_sink, output_paths
+from lading.pipelines.sinks import open_sink
 
 WIDTH = 4
 SCHEMA = pa.schema(

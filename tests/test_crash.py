@@ -20,7 +20,7 @@ from lading.pipelines.ledger import Ledger
 from lading.pipelines.manifest import Manifest
 from lading.pipelines.reading import open_reading
 from lading.pipelines.report import rejects
-from lading.pipelines.sinks import metadata_of, output_paths
+from lading.pipelines.output import metadata_of, output_paths
 from lading.pipelines.spec import JobSpec, PolicySpec, SinkSpec, SourceSpec, StepSpec
 from tests.zygote import Zygote
 

@@ -17,7 +17,7 @@ import pytest
 
 from lading.config.failpoints import COMMIT_POINTS
 from lading.pipelines.manifest import Manifest
-from lading.pipelines.sinks import output_paths
+from lading.pipelines.output import output_paths
 
 ROOT = Path(__file__).parents[1]
 _spec = importlib.util.spec_from_file_location("crash_driver", Path(__file__).with_name("crash_driver.py"))

@@ -16,9 +16,9 @@ from lading.config.errors import LadingError, OutputError
 from lading.pipelines.generations import Opening, segments, total
 from lading.pipelines.ledger import Entry, Ledger, from_ranges, to_ranges
 from lading.pipelines.manifest import Manifest, jobs
+from lading.pipelines.output import Output, output_paths
 from lading.pipelines.plan import Plan
 from lading.pipelines.records import Input, Receipt, Reject, Shard
-from lading.pipelines.sinks import Output, output_paths
 
 ROWS = 10
 

@@ -25,9 +25,10 @@ import pytest
 from lading.config.errors import OutputError, StopJob, TableChanged
 from lading.pipelines.folder import open_folder
 from lading.pipelines.optimize import optimize
+from lading.pipelines.output import Output, find_output, output_paths
 from lading.pipelines.provenance import RECIPES
 from lading.pipelines.records import Receipt
-from lading.pipelines.sinks import Output, Sink, find_output, open_sink, output_paths
+from lading.pipelines.sinks import Sink, open_sink
 
 WIDTH = 8
 VECTOR = pa.list_(pa.field("item", pa.float32(), nullable=False), WIDTH)

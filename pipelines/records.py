@@ -104,7 +104,11 @@ class Receipt:
     rejects_file: str = ""  # name below the job's folder, "" without rejects
     truncated: int = 0
     tokens: int = 0
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # where the time went, by stage
+    seconds: dict[str, float] = dataclasses.field(
+        default_factory=dict
+    )  # where the time went: read, prepare, run, stage
+    fill: float = 1.0  # share of its batches' budgets that was used
+    busy: float = 0.0  # share of the run so far in which the device worked
     kernel: str = ""
     files: tuple[dict[str, Any], ...] = ()  # what the sink wrote, in the sink's own words
     finished: float = 0.0  # Unix time, for people; nothing decides by it

@@ -25,11 +25,11 @@ class Lengths:
     their own result; `a/b` is a document of two chunks."""
 
     inputs = 1
-    fields = [pa.field("value", pa.float32())]
     kernel = "words"
     device = "cpu"
 
     def __init__(self) -> None:
+        self.fields = [pa.field("value", pa.float32())]
         self.batches: list[list[str]] = []
 
     def prepare(self, columns):
@@ -129,7 +129,7 @@ def test_a_document_whose_one_chunk_fails_is_rejected_as_a_whole():
 
 def test_a_model_that_fails_on_everything_stops_the_job():
     """When all rows of a batch fail alone, the job stops with the model's words instead of rejecting the corpus."""
-    with pytest.raises(StopJob, match="every one of 12 rows.*poisoned"):
+    with pytest.raises(StopJob, match=r"every one of 12 rows.*poisoned"):
         run_engine([[rows_of(["poison"] * 12)]])
 
 

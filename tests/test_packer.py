@@ -1,5 +1,7 @@
 """The packer: batches under a budget, nothing lost, the same for the same costs."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -30,7 +32,7 @@ def test_a_batch_closes_only_when_the_next_item_does_not_fit(costs, budget):
     """Batches are as full as the order by cost allows."""
     array = np.array(costs, np.int64)
     batches = pack(array, budget)
-    for batch, following in zip(batches, batches[1:], strict=False):
+    for batch, following in itertools.pairwise(batches):
         assert array[batch].sum() + array[following[0]] > budget
 
 

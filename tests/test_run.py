@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import threading
 from pathlib import Path
@@ -26,7 +27,24 @@ from lading.pipelines.spec import JobSpec, PolicySpec, SinkSpec, SourceSpec, Ste
 from lading.workers.query import query
 from lading.workers.run import run
 
-WORDS = "cat dog house river stone light green paper music seven run walk open file read write".split()
+WORDS = [
+    "cat",
+    "dog",
+    "house",
+    "river",
+    "stone",
+    "light",
+    "green",
+    "paper",
+    "music",
+    "seven",
+    "run",
+    "walk",
+    "open",
+    "file",
+    "read",
+    "write",
+]
 SINKS = ("lancedb", "parquet")
 
 
@@ -178,7 +196,16 @@ def test_bad_rows_are_rejects_and_harm_no_neighbour(tmp_path, tiny_encoder, to):
     assert summary.truncated == 1
     found = {reject.position: reject.code for reject in rejects(to)}
     starts = np.cumsum([0, *(len(line) + 1 for line in lines)])
-    wanted = "empty-text empty-text null-text invalid-row invalid-row invalid-json invalid-utf8 duplicate-id".split()
+    wanted = [
+        "empty-text",
+        "empty-text",
+        "null-text",
+        "invalid-row",
+        "invalid-row",
+        "invalid-json",
+        "invalid-utf8",
+        "duplicate-id",
+    ]
     assert [found[int(start)] for start in starts[1:9]] == wanted
     assert found[int(starts[9])] in ("null-id", "invalid-row")
     assert summary.rejected == len(found) == 9
@@ -264,7 +291,7 @@ def test_chunks_carry_their_document_and_their_place(tmp_path, tiny_encoder, to)
     for row in rows:
         assert row["body"] == documents[row["doc_id"]][row["start"] : row["end"]]
     long = sorted((row for row in rows if row["doc_id"] == "long"), key=lambda row: row["chunk"])
-    assert all(after["start"] < before["end"] for before, after in zip(long, long[1:], strict=False))
+    assert all(after["start"] < before["end"] for before, after in itertools.pairwise(long))
     assert (long[0]["start"], long[-1]["end"]) == (0, len(documents["long"]))
 
 

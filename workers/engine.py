@@ -94,6 +94,7 @@ class Engine:
                 while True:
                     with self.gauges.read:
                         rows = next(batches, None)
+                    shard.seconds["read"] += self.gauges.read.last
                     if rows is None:
                         break
                     yield shard, rows
@@ -110,6 +111,7 @@ class Engine:
                 continue
             with self.gauges.prepare:
                 prepared = self.adapter.prepare([rows.batch.column(name) for name in self.texts])
+            shard.seconds["prepare"] += self.gauges.prepare.last
             yield shard, Part(shard, rows, prepared, missing=len(prepared.costs))
 
     # -- the device thread
@@ -183,7 +185,9 @@ class Engine:
             tokens = int(part.prepared.costs[run].sum())
             part.shard.tokens += tokens
             gauges.rows += len(run) * part.rows_per_item
-            part.shard.run_s += seconds * tokens / max(cost, 1)
+            share = tokens / max(cost, 1)
+            part.shard.seconds["run"] += seconds * share
+            part.shard.offered += max(cost, self.budget) * share
 
     def _attempt(self, chosen: list[tuple[Part, np.ndarray]]) -> int:
         """Run the items; on an error halve them, down to the one that is to blame. Returns how many failed."""

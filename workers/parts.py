@@ -49,7 +49,8 @@ class ShardInFlight:
     started: bool = False  # some of its items were on the device
     failure: str = ""
     tokens: int = 0
-    run_s: float = 0.0
+    offered: float = 0.0  # this shard's share of its batches' budgets
+    seconds: dict[str, float] = dataclasses.field(default_factory=lambda: {"read": 0.0, "prepare": 0.0, "run": 0.0})
 
     @property
     def complete(self) -> bool:
@@ -173,6 +174,7 @@ def finish(
         rejects=counts,
         truncated=sum(part.prepared.truncated for part in shard.parts),
         tokens=shard.tokens,
-        seconds={"run": round(shard.run_s, 6)},
+        fill=round(shard.tokens / shard.offered, 4) if shard.offered else 1.0,
+        seconds={stage: round(seconds, 4) for stage, seconds in shard.seconds.items()},
     )
     return table, rejects, receipt

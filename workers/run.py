@@ -175,9 +175,12 @@ class _Run:
             shard, keep=kept_columns(spec), text=self.step.text[0], schema=self.draft.schema
         )
         shard.parts.clear()
+        began = time.monotonic()
         files = self.sink.stage(self.job.id, work.shard.number, work.generation, attempt, table, replaces=replaces)
         name = self.manifest.write_rejects(work.shard.number, work.generation, attempt, rejects)
-        receipt = dataclasses.replace(receipt, files=files, rejects_file=name, **own)
+        seconds = {**receipt.seconds, "stage": round(time.monotonic() - began, 4)}
+        busy = round(self.engine.gauges.busy, 4)
+        receipt = dataclasses.replace(receipt, files=files, rejects_file=name, seconds=seconds, busy=busy, **own)
         winner = self.manifest.publish(receipt)
         if winner.attempt != attempt:
             log.info("shard %d was published by another process; its rows count, ours are dropped", work.shard.number)

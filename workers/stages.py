@@ -18,6 +18,7 @@ class Clock:
 
     wall: float = 0.0
     cpu: float = 0.0
+    last: float = 0.0  # wall seconds of the newest measurement
     _since: tuple[float, float] = (0.0, 0.0)
 
     def __enter__(self) -> Clock:
@@ -25,7 +26,8 @@ class Clock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.wall += time.perf_counter() - self._since[0]
+        self.last = time.perf_counter() - self._since[0]
+        self.wall += self.last
         self.cpu += time.thread_time() - self._since[1]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import threading
 
 # Every place of the way into an output where the order of steps matters; crash tests die at each, for each sink.
 COMMIT_POINTS = (
@@ -39,4 +40,5 @@ def failpoint(name: str) -> None:
         return
     action, _, count = wanted[len(name) + 1 :].partition("@")
     if next(_passed) == int(count or 1):
-        os.kill(os.getpid(), _SIGNALS[action])
+        # To this very thread: a SIGSTOP to the process is taken by any one, and this one would run on for a while.
+        signal.pthread_kill(threading.get_ident(), _SIGNALS[action])

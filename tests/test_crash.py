@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import random
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import lance
+import lancedb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,9 +24,10 @@ from lading.config.failpoints import COMMIT_POINTS
 from lading.pipelines.job import draft
 from lading.pipelines.ledger import Ledger
 from lading.pipelines.manifest import Manifest
+from lading.pipelines.optimize import optimize
+from lading.pipelines.output import metadata_of, output_paths
 from lading.pipelines.reading import open_reading
 from lading.pipelines.report import rejects
-from lading.pipelines.output import metadata_of, output_paths
 from lading.pipelines.spec import JobSpec, PolicySpec, SinkSpec, SourceSpec, StepSpec
 from tests.zygote import Zygote
 
@@ -105,8 +112,10 @@ class Outcome:
 
 
 def outcome(to: str, job: str | None = None) -> Outcome:
+    """`to` read as any pyarrow user would, a stranger's rows left out; the rejects of `job`, or of all."""
     reading = open_reading(to)
-    table = pa.Table.from_batches(reading.to_batches(columns=reading.schema.names)).sort_by("id")
+    table = pa.Table.from_batches(reading.to_batches(columns=reading.schema.names), reading.schema).sort_by("id")
+    table = table.filter(pc.invert(pc.starts_with(table["id"], FOREIGN)))
     vectors = np.array(table["vector"].to_pylist(), np.float32)
     listed = sorted((one.input, one.position, one.code, one.id) for one in rejects(to, job))
     return Outcome(table.drop(["vector"]).replace_schema_metadata(), vectors, listed)
@@ -120,10 +129,10 @@ def assert_same(ours: Outcome, undisturbed: Outcome) -> None:
     assert ours.rejects == undisturbed.rejects
 
 
-def assert_ended(spec: JobSpec, summary: dict[str, object], corpus: Path) -> None:
+def assert_ended(spec: JobSpec, summary: dict[str, Any], corpus: Path) -> None:
     """Every row of the corpus is accounted for, the job is closed and has left the table's ledger."""
     rows = sum(pq.read_metadata(file).num_rows for file in corpus.iterdir())
-    assert summary["rows_in"] == rows == summary["rows_done"] + summary["rejected"]  # pyright: ignore[reportOperatorIssue]
+    assert summary["rows_in"] == rows == summary["rows_done"] + summary["rejected"]
     output = output_paths(spec.sink.to)
     manifest = Manifest.open(output, str(summary["job"]))
     totals = manifest.totals()
@@ -186,8 +195,7 @@ def test_a_job_killed_at_a_commit_point_is_finished_by_the_same_command(
     nth = 2 if point in PER_SHARD else 1
     child = zygote.start(spec, f"{point}=kill@{nth}", batch_tokens=BATCH_TOKENS)
     assert child.wait() == KILLED, child.log()
-    (manifest,) = (Manifest.find(output_paths(to), draft(spec).id),)
-    assert manifest is not None
+    manifest = Manifest.open(output_paths(to), draft(spec).id)
     assert (manifest.closed() is not None) == (point in AFTER_CLOSE)
     if point in PER_SHARD:
         published = sum(manifest.published(shard.number, 0) for shard in manifest.plan.shards)
@@ -200,38 +208,188 @@ def test_a_job_killed_at_a_commit_point_is_finished_by_the_same_command(
 
 
 def kill_at_random(
-    zygote: Zygote, spec: JobSpec, kills: int, longest_s: float, choose: random.Random
-) -> dict[str, object]:
-    """Start the job again and again and kill it at random moments; the summary of the run that is left alone.
+    zygote: Zygote,
+    spec_to: Callable[[int], JobSpec],
+    check: Callable[[JobSpec, dict[str, Any]], None],
+    kills: int,
+    choose: random.Random,
+) -> int:
+    """Kill runs at random moments, up to three times an output, then let one finish it and `check` it; how many outputs.
 
-    A moment after the end does not count: what is drawn next lies before it, so the wanted number is reached
-    however fast the machine is. Each later run begins where the killed one was; a job that got through begins nothing.
+    `spec_to(n)` is the job into the nth output. A moment after the end does not count: what is drawn from then on lies
+    before it, so that the wanted number is reached however fast the machine is.
     """
-    while kills:
-        child = zygote.start(spec, batch_tokens=BATCH_TOKENS)
-        delay_s = choose.uniform(0, longest_s)
-        time.sleep(delay_s)
-        if child.kill() == KILLED:
-            kills -= 1
-        else:
-            longest_s = delay_s
-    return zygote.finish(spec, batch_tokens=BATCH_TOKENS)
-
-
-def seconds_of(act: Callable[[], object]) -> float:
+    spec, output = spec_to(0), 0
     began = time.monotonic()
-    act()
-    return time.monotonic() - began
+    summary = zygote.finish(spec, batch_tokens=BATCH_TOKENS)
+    longest_s = time.monotonic() - began
+    check(spec, summary)
+    while kills > 0:
+        output += 1
+        spec = spec_to(output)
+        for _ in range(min(kills, choose.randint(1, 3))):
+            child = zygote.start(spec, batch_tokens=BATCH_TOKENS)
+            moment_s = choose.uniform(0, longest_s)
+            time.sleep(moment_s)
+            if child.kill() != KILLED:
+                longest_s = moment_s
+                break  # this output is finished: nothing is left to be killed
+            kills -= 1
+        check(spec, zygote.finish(spec, batch_tokens=BATCH_TOKENS))
+    return output
 
 
-@pytest.mark.parametrize("seed", [1, 2])
 def test_kills_at_random_moments_lose_and_double_nothing(
-    seed: int, to: str, corpus: Path, tiny_encoder: Path, zygote: Zygote, undisturbed: Undisturbed, tmp_path: Path
+    to: str, corpus: Path, tiny_encoder: Path, zygote: Zygote, undisturbed: Undisturbed
 ) -> None:
-    """kill -9 where nobody thought of it, three times to a job: rows, vectors and rejects of an undisturbed run."""
-    plain = encode(corpus, tiny_encoder, to.replace("/out/", "/plain/"))
-    whole_s = seconds_of(lambda: zygote.finish(plain, batch_tokens=BATCH_TOKENS))
+    """kill -9 where nobody thought of it: rows, vectors and rejects of an undisturbed run."""
+
+    whole = undisturbed(corpus)
+
+    def check(spec: JobSpec, summary: dict[str, Any]) -> None:
+        assert_ended(spec, summary, corpus)
+        assert_same(outcome(spec.sink.to), whole)
+
+    kill_at_random(zygote, lambda n: encode(corpus, tiny_encoder, f"{to}{n}"), check, 5, random.Random(to[:4]))
+
+
+class Replacing:
+    """Jobs that replace what an earlier job wrote, in tables that have a stranger's rows as well."""
+
+    def __init__(
+        self, zygote: Zygote, before: Path, after: Path, model: Path, undisturbed: Undisturbed, place: Path
+    ) -> None:
+        self._zygote, self._before, self._after, self._model = zygote, before, after, model
+        self._undisturbed, self._place = undisturbed, place
+        self._tables: set[str] = set()
+
+    def spec(self, number: int) -> JobSpec:
+        """The replacing job into the nth table, which is made with its old rows when first asked for."""
+        to = f"lancedb://{self._place}/t{number}"
+        if to not in self._tables:
+            self._zygote.finish(encode(self._before, self._model, to), batch_tokens=BATCH_TOKENS)
+            add_foreign(to, 0)
+            self._tables.add(to)
+        return encode(self._after, self._model, to, on_existing="replace")
+
+    def check(self, spec: JobSpec, summary: dict[str, Any]) -> None:
+        assert_ended(spec, summary, self._after)
+        assert_same(outcome(spec.sink.to, summary["job"]), self._undisturbed(self._after))
+        assert foreign_ids(spec.sink.to) == expected_foreign(0)
+
+
+@pytest.fixture
+def replacing(corpus: Path, tiny_encoder: Path, zygote: Zygote, undisturbed: Undisturbed, tmp_path: Path) -> Replacing:
+    after = write_corpus(tmp_path / "after", shards=6, generation=1)
+    assert outcome_differs(undisturbed(corpus), undisturbed(after))
+    return Replacing(zygote, corpus, after, tiny_encoder, undisturbed, tmp_path)
+
+
+def outcome_differs(one: Outcome, other: Outcome) -> bool:
+    """Whether the same ids have other texts."""
+    return one.table["id"].equals(other.table["id"]) and not one.table["body"].equals(other.table["body"])
+
+
+def test_a_killed_replacement_leaves_each_id_once_and_new(zygote: Zygote, replacing: Replacing) -> None:
+    """A replace job killed at random moments: every id once with its new row, no old row of a reject, strangers kept."""
+    kill_at_random(zygote, replacing.spec, replacing.check, 3, random.Random(3))
+
+
+# -- races
+
+
+def add_foreign(to: str, number: int) -> None:
+    """What another application does with the same table: it opens it with plain lancedb and adds seven rows."""
+    folder, _, name = output_paths(to).data.removesuffix(".lance").rpartition("/")
+    table = lancedb.connect(folder).open_table(name)
+    table.add([{"id": f"{FOREIGN}{number}-{n}", "year": n, "body": "strange", "vector": [0.5] * 32} for n in range(7)])
+
+
+def foreign_ids(to: str) -> list[str]:
+    table = lance.dataset(output_paths(to).data).to_table(columns=["id"], filter=f"starts_with(id, '{FOREIGN}')")
+    return sorted(table["id"].to_pylist())
+
+
+def expected_foreign(*numbers: int) -> list[str]:
+    return sorted(f"{FOREIGN}{number}-{n}" for number in numbers for n in range(7))
+
+
+def test_four_processes_one_frozen_before_its_fold_and_strangers_end_right(
+    to: str, corpus: Path, tiny_encoder: Path, zygote: Zygote, undisturbed: Undisturbed
+) -> None:
+    """Four processes on one job, one thawed after the others ended, a foreign writer and optimize in between: every row
+    once, the foreign rows kept."""
     spec = encode(corpus, tiny_encoder, to)
-    summary = kill_at_random(zygote, spec, 3, whole_s, random.Random(seed))
-    assert_ended(spec, summary, corpus)
+    racers = [zygote.start(spec, "publish.before=stop", batch_tokens=BATCH_TOKENS) for _ in range(3)]
+    assert all(racer.wait_stopped() for racer in racers)  # each holds an attempt of its own at the first shard
+    frozen = zygote.start(spec, "fold.before-commit=stop", batch_tokens=BATCH_TOKENS)
+    assert frozen.wait_stopped()
+    manifest = Manifest.open(output_paths(to), draft(spec).id)
+    assert [receipt.shard for receipt in manifest.receipts()] == [0]  # and has lost it to the frozen one
+    for racer in racers:
+        racer.thaw()
+    numbers = range(3) if to.startswith("lancedb") else range(0)
+    for number in numbers:
+        add_foreign(to, number)
+        optimize(to)
+    optimize(to)
+    assert [racer.wait() for racer in racers] == [0, 0, 0], [racer.log() for racer in racers]
+    assert manifest.closed() is not None
+    if numbers:
+        assert foreign_ids(to) == expected_foreign(*numbers)
+    frozen.thaw()
+    assert frozen.wait() == 0, frozen.log()
+    assert_ended(spec, zygote.finish(spec), corpus)
     assert_same(outcome(to), undisturbed(corpus))
+    if numbers:
+        assert foreign_ids(to) == expected_foreign(*numbers)
+
+
+# -- a full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "small"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+    mounted = subprocess.run(command, capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no tmpfs here: {mounted.stderr.decode()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("kind", SINKS)
+def test_a_full_disk_stops_the_job_which_goes_on_with_each_bit_of_space(
+    kind: str, small_disk: Path, corpus: Path, tiny_encoder: Path, zygote: Zygote, undisturbed: Undisturbed
+) -> None:
+    """Without space the job is "stopped" (exit code 3) and says what to do, readers see whole shards only, and the same
+    command goes on when there is more."""
+    spec = encode(corpus, tiny_encoder, f"{kind}://{small_disk}/out/docs")
+    whole = undisturbed(corpus)
+    assert zygote.start(spec, "register.recorded=kill").wait() == KILLED
+    filler = small_disk / "filler"
+    with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+    rows: list[int] = []
+    while True:
+        child = zygote.start(spec, batch_tokens=BATCH_TOKENS)
+        code = child.wait()
+        if code == 0:
+            break
+        assert code == 3, child.log()
+        summary = child.summary()
+        assert summary["state"] == "stopped"
+        assert "free space and run the same command again" in summary["reason"]
+        assert summary["rows_in"] == summary["rows_done"] + summary["rejected"] + summary["failed"]
+        seen = outcome(spec.sink.to).table["id"].to_pylist()
+        assert len(set(seen)) == len(seen)
+        assert set(seen) <= set(whole.table["id"].to_pylist())
+        rows.append(len(seen))
+        os.truncate(filler, filler.stat().st_size - 32 * 1024)
+    assert rows[0] == 0
+    assert any(0 < count < whole.table.num_rows for count in rows)  # some stops came in the middle
+    assert_ended(spec, child.summary(), corpus)
+    assert_same(outcome(spec.sink.to), whole)

@@ -107,7 +107,7 @@ class Zygote:
 
 
 def _warm() -> None:
-    import transformers.models.bert.modeling_bert  # what the children would import each for itself
+    import transformers.models.bert.modeling_bert  # noqa: F401  or each child imports it for itself
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     import lading.adapters.dense

@@ -154,35 +154,32 @@ class _Run:
     def _publish(self, shard: ShardInFlight) -> Receipt:
         """Stage the rows, then decide by the marker whether they count. Returns the receipt that counts."""
         assert self.engine is not None
-        work, attempt = shard.work, secrets.token_hex(8)
-        own = {"job": self.job.id, "attempt": attempt, "kernel": self.engine.adapter.kernel, "finished": time.time()}
+        work, spec = shard.work, self.draft.spec
+        place = (self.job.id, work.shard.number, work.generation, secrets.token_hex(8))
+        receipt = Receipt(*place, kernel=self.engine.adapter.kernel, finished=time.time())
         if shard.failure:
-            known = work.shard.rows or 0
-            failed = Receipt(
-                shard=work.shard.number,
-                generation=work.generation,
-                status="failed",
-                reason=shard.failure,
-                rows_in=known,
-                **own,
+            rows = work.shard.rows or 0
+            return self.manifest.publish(
+                dataclasses.replace(receipt, status="failed", reason=shard.failure, rows_in=rows)
             )
-            return self.manifest.publish(failed)
-        spec = self.draft.spec
         replaces = (
             covered_ids(shard, self.draft.source.field("id").type) if spec.sink.on_existing == "replace" else None
         )
         table, rejects, receipt = finish(
-            shard, keep=kept_columns(spec), text=self.step.text[0], schema=self.draft.schema
+            shard, receipt, keep=kept_columns(spec), text=self.step.text[0], schema=self.draft.schema
         )
         shard.parts.clear()
         began = time.monotonic()
-        files = self.sink.stage(self.job.id, work.shard.number, work.generation, attempt, table, replaces=replaces)
-        name = self.manifest.write_rejects(work.shard.number, work.generation, attempt, rejects)
-        seconds = {**receipt.seconds, "stage": round(time.monotonic() - began, 4)}
-        busy = round(self.engine.gauges.busy, 4)
-        receipt = dataclasses.replace(receipt, files=files, rejects_file=name, seconds=seconds, busy=busy, **own)
+        files = self.sink.stage(*place, table, replaces=replaces)
+        receipt = dataclasses.replace(
+            receipt,
+            files=files,
+            rejects_file=self.manifest.write_rejects(*place[1:], rejects),
+            seconds={**receipt.seconds, "stage": round(time.monotonic() - began, 4)},
+            busy=round(self.engine.gauges.busy, 4),
+        )
         winner = self.manifest.publish(receipt)
-        if winner.attempt != attempt:
+        if winner.attempt != receipt.attempt:
             log.info("shard %d was published by another process; its rows count, ours are dropped", work.shard.number)
             self.sink.discard(files)
         return winner
@@ -205,8 +202,11 @@ class _Run:
             state, reason = "unfinished", f"{totals.shards_failed} shards failed; {totals.failure}"
         summary = _summary(self.job, state, reason, run=self, load_s=load_s)
         if state == "finished":
-            self.manifest.close(summary.to_dict(), folded=self.sink.folded(self.job.id))
-            self.sink.unregister(self.job.id)
+            try:
+                self.manifest.close(summary.to_dict(), folded=self.sink.folded(self.job.id))
+                self.sink.unregister(self.job.id)
+            except StopJob as error:  # all rows are in view, and no disk space is left to say so
+                return dataclasses.replace(summary, state="stopped", reason=str(error))
         return summary
 
     def _tell(self) -> None:

@@ -82,7 +82,7 @@ class Rows:
         return self.batch.num_rows + len(self.bad)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Receipt:
     """What a finished (or failed) shard reports; the content of its marker. All row counts are input rows
     except `rows_out`, which counts rows of the output (chunks, with chunking).
@@ -94,6 +94,7 @@ class Receipt:
     shard: int
     generation: int
     attempt: str  # random; decides whose files count
+    _: dataclasses.KW_ONLY
     status: str = "done"  # done | failed
     reason: str = ""  # failed: what happened and what to do
     rows_in: int = 0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lading.adapters.contract import Outputs, Prepared
 from lading.config.errors import ShardError, StopJob
 from lading.pipelines.manifest import Work
-from lading.pipelines.records import Reject, Rows, Shard
+from lading.pipelines.records import Receipt, Reject, Rows, Shard
 from lading.workers.engine import Engine
 from lading.workers.parts import finish
 
@@ -75,7 +75,9 @@ def run_engine(shards, *, budget=16, window=64, stop=None, adapter=None):
 
 
 def result(shard):
-    return finish(shard, keep=["text"], text="text", schema=SCHEMA)
+    return finish(
+        shard, Receipt("job", shard.work.shard.number, 0, "attempt"), keep=["text"], text="text", schema=SCHEMA
+    )
 
 
 words = st.lists(

@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 import numpy as np
 
@@ -70,7 +70,7 @@ class Engine:
     gauges: Gauges = dataclasses.field(default_factory=Gauges)
     on_batch: Callable[[], None] = lambda: None
 
-    def shards(self, works: Iterable[Work]) -> Iterator[ShardInFlight]:
+    def shards(self, works: Iterable[Work]) -> Generator[ShardInFlight]:
         """Every shard of `works`, complete or failed, in an order that may differ from theirs."""
         with (
             Ahead("read", lambda: self._read(works), READ_AHEAD) as rows,

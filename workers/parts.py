@@ -147,9 +147,9 @@ def covered_ids(shard: ShardInFlight, kind: pa.DataType) -> pa.Array:
 
 
 def finish(
-    shard: ShardInFlight, *, keep: list[str], text: str, schema: pa.Schema
+    shard: ShardInFlight, receipt: Receipt, *, keep: list[str], text: str, schema: pa.Schema
 ) -> tuple[pa.Table, list[Reject], Receipt]:
-    """A complete shard's output, its rejects, and its receipt as far as the engine knows it."""
+    """A complete shard's output, its rejects, and `receipt` with what the engine knows of it."""
     tables: list[pa.Table] = []
     rejects: list[Reject] = []
     rows_in = 0
@@ -162,11 +162,8 @@ def finish(
     for reject in rejects:
         counts[reject.code] = counts.get(reject.code, 0) + 1
     table = pa.concat_tables(tables).combine_chunks() if tables else schema.empty_table()
-    receipt = Receipt(
-        job="",
-        shard=shard.work.shard.number,
-        generation=shard.work.generation,
-        attempt="",
+    receipt = dataclasses.replace(
+        receipt,
         rows_in=rows_in,
         rows_done=rows_in - len(rejects),
         rows_out=table.num_rows,

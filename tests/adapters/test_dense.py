@@ -51,8 +51,8 @@ def reference_of(folder: Path, dtype: str = "float32"):
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    """2,000 texts of 1 to 600 tokens: 1,950 of 1 to 24 words, 50 of 25 to 450, so that the test stays affordable."""
-    words = [1 + n % 24 for n in range(1950)] + [25 + n * 425 // 49 for n in range(50)]
+    """2,000 texts of 1 to 600 tokens: 1,970 of 1 to 20 words, 30 of 21 to 450, so that the test stays affordable."""
+    words = [1 + n % 20 for n in range(1970)] + [21 + n * 429 // 29 for n in range(30)]
     random.Random(0).shuffle(words)
     return texts_of_lengths(words)
 

@@ -42,6 +42,20 @@ class Report:
             print(f"  {name:64}{line.value:>14,} {unit:12}{beside}{'   ' + note if note else ''}", flush=True)
         return line
 
+    def head(self, *columns: str) -> None:
+        """Column names over the rows that follow; nothing in JSON."""
+        if not self.as_json:
+            print(f"  {'':46}" + "".join(f"{column:>13}" for column in columns), flush=True)
+
+    def row(self, name: str, figures: list[tuple[str, float, str, float | None]], note: str = "") -> None:
+        """Several figures of one candidate, each (what, value, unit, against): a row of the table, or an object each."""
+        if self.as_json:
+            for what, value, unit, against in figures:
+                self.line(f"{name}: {what}", value, unit, against, note)
+        else:
+            cells = "".join(f"{_rounded(value):>13,}" for _, value, _, _ in figures)
+            print(f"  {name:46}{cells}{'   ' + note if note else ''}", flush=True)
+
 
 def machine() -> str:
     """The CPU by its own name, the cores this process may use, and what decides the speed of matrix products."""
@@ -62,4 +76,4 @@ def machine() -> str:
 def _rounded(value: float) -> float:
     if abs(value) < 10:
         return float(f"{value:.4g}") if abs(value) < 0.9 else round(value, 4)
-    return round(value, 1) if abs(value) < 1000 else int(round(value))
+    return round(value, 1) if abs(value) < 1000 else round(value)

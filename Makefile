@@ -36,7 +36,7 @@ check: $(VENV)/.dev
 chaos: $(VENV)/.test
 	$(BIN)/pytest -m chaos --timeout 7200 $(ARGS)
 
-bench: $(VENV)/.test
+bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/encode.py $(ARGS)
 
 clean:
@@ -71,4 +71,8 @@ $(VENV)/.test: $(VENV)/.demo
 
 $(VENV)/.dev: $(VENV)/.test
 	@$(INSTALL) --group dev
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.test
+	@$(INSTALL) --group bench
 	@touch $@

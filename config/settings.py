@@ -19,7 +19,7 @@ from .errors import UsageError, nearest
 from .strict_yaml import load_mapping, parse_mapping
 
 FILE = "settings.yaml"
-WINDOW_BATCHES = 64  # batches' worth of tokens sorted together unless window_tokens says otherwise
+WINDOW_BATCHES = 16  # batches' worth of tokens sorted together unless window_tokens says otherwise
 # LADING_ variables that are read elsewhere and are not settings.
 _NOT_SETTINGS = ("LADING_CONFIG_DIR", "LADING_FAILPOINT")
 
@@ -40,9 +40,9 @@ class Settings:
         """The token budget of a batch on `device` (`cpu`, `cuda`, `cuda:0`)."""
         return self.batch_tokens_cuda if device.startswith("cuda") else self.batch_tokens_cpu
 
-    def window(self, device: str) -> int:
-        """Tokens gathered and sorted before batches are cut."""
-        return self.window_tokens or WINDOW_BATCHES * self.batch_tokens(device)
+    def window(self, budget: int) -> int:
+        """Tokens gathered and sorted before batches of `budget` tokens are cut."""
+        return max(self.window_tokens or WINDOW_BATCHES * budget, budget)
 
 
 def load(environ: Mapping[str, str] = os.environ) -> Settings:

@@ -24,8 +24,8 @@ def test_packaged_defaults_give_every_setting():
     assert found.fold_interval_s == 1.0
     assert found.cache_dir == Path("~/.cache/lading").expanduser()
     assert found.batch_tokens("cuda:1") == 65536
-    assert found.window("cpu") == 64 * 4096
-    assert settings.load({"LADING_WINDOW_TOKENS": "5"}).window("cpu") == 5
+    assert found.window(4096) == 16 * 4096
+    assert settings.load({"LADING_WINDOW_TOKENS": "5"}).window(4) == 5
 
 
 def test_environment_over_folder_over_defaults(tmp_path: Path):

@@ -84,7 +84,7 @@ class _Run:
             read_shard=self._read,
             texts=list(self.step.text),
             budget=budget,
-            window=max(self.settings.window(adapter.device), budget),
+            window=self.settings.window(budget),
             stop=self.stop,
             on_batch=self._tell,
         )

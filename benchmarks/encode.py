@@ -217,9 +217,7 @@ def job(bench: Bench, minutes: float, rounds: int, folder: Path) -> None:
         if found["rows_done"] != count:
             sys.exit(f"{found['rows_done']} of {count} rows came through")
         note = f"fill {found['fill']:.1%}, device busy {found['busy']:.1%}"
-        bench.show(
-            f"lading {precision}, forward alone", median[f"alone {precision}"], base, work, "no reading or writing"
-        )
+        bench.show(f"lading {precision}, forward alone", median[f"alone {precision}"], base, work)
         bench.show(f"lading {precision}, whole command", median[precision], base, work, note)
         for clock, name in enumerate(("time", "CPU seconds")):
             more = 100 * (median[precision][clock] / median[f"alone {precision}"][clock] - 1)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..config.errors import ModelError
+from ..config.modules import DENSE_ACTIVATIONS
 from ..config.outputs import result_fields
 from ..config.recipe import Recipe
 from .contract import Outputs, Prepared
@@ -89,25 +90,16 @@ def pool(hidden: torch.Tensor, lengths: torch.Tensor, how: str, skip: int = 0) -
 
 # -- Dense modules
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "torch.nn.modules.linear.Identity": nn.Identity,
-    "torch.nn.modules.activation.Tanh": nn.Tanh,
-    "torch.nn.modules.activation.GELU": nn.GELU,
-    "torch.nn.modules.activation.ReLU": nn.ReLU,
-    "torch.nn.modules.activation.SiLU": nn.SiLU,
-    "torch.nn.modules.activation.Sigmoid": nn.Sigmoid,
-}
+ACTIVATIONS = {name: getattr(nn, name.rpartition(".")[2]) for name in DENSE_ACTIVATIONS}
 
 
 class Projection(nn.Module):
-    """sentence-transformers' Dense module: linear, activation, and an optional residual."""
+    """sentence-transformers' Dense module: linear, activation. config.modules has checked what the folder says."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         name = config.get("activation_function", "torch.nn.modules.activation.Tanh")
-        if name not in ACTIVATIONS:
-            raise ModelError(f"{folder}: activation {name!r} is not one of {', '.join(sorted(ACTIVATIONS))}")
         weights = folder / "model.safetensors"
         if not weights.is_file():
             raise ModelError(f"{folder} has no model.safetensors; other weight formats are refused")
@@ -115,15 +107,9 @@ class Projection(nn.Module):
         self.weight = nn.Parameter(tensors["linear.weight"], requires_grad=False)
         self.bias = nn.Parameter(tensors["linear.bias"], requires_grad=False) if "linear.bias" in tensors else None
         self.activation = ACTIVATIONS[name]()
-        self.residual = bool(config.get("use_residual", False))
-        widening = tensors.get("residual.weight")
-        self.widening = nn.Parameter(widening, requires_grad=False) if widening is not None else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self.activation(F.linear(x, self.weight, self.bias))
-        if not self.residual:
-            return out
-        return out + (x if self.widening is None else F.linear(x, self.widening))
+        return self.activation(F.linear(x, self.weight, self.bias))
 
 
 # -- stored vector types: float32 (items, dims) -> the stored array, and a float32 scale per item or None
@@ -186,10 +172,6 @@ class DenseEncoder:
             raise ModelError(f"pooling {recipe.pooling!r} is not one of {', '.join(sorted(POOLING))}")
         if recipe.vector_type == "binary" and recipe.dims % 8:
             raise ModelError(f"binary vectors need dims divisible by 8, not {recipe.dims}")
-        if recipe.chunk_overlap > (recipe.chunk_tokens or recipe.max_tokens) // 2:
-            raise ModelError(
-                f"chunk_overlap {recipe.chunk_overlap} is above half of a chunk's {recipe.chunk_tokens or recipe.max_tokens} tokens"
-            )
         self.recipe = recipe
         self.fields = result_fields(recipe)
         self.tokenizer = TextTokenizer(folder, recipe)

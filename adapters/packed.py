@@ -20,6 +20,7 @@ import torch
 import transformers
 from torch import nn
 
+from ..config.checkpoint import POSITIONS_AFTER_PADDING
 from ..config.errors import ModelError
 from ..config.recipe import Recipe
 from . import attention, linear
@@ -31,21 +32,6 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# Model types whose positions start after the padding token's id, as fairseq's did; all others start at 0.
-POSITIONS_AFTER_PADDING = frozenset(
-    [
-        "camembert",
-        "data2vec-text",
-        "esm",
-        "longformer",
-        "mpnet",
-        "roberta",
-        "roberta-prelayernorm",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-        "xmod",
-    ]
-)
 # How far packed results may lie from the model's own, relative to their size. In half precision the order of
 # the sums alone moves them by some units in the last place per layer.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}

@@ -16,7 +16,7 @@ from .hub import Checkpoint, locate, saved_prompts
 from .modules import Module, read_modules, read_pooling
 from .recipe import Recipe
 
-__all__ = ["Checkpoint", "locate", "resolve"]
+__all__ = ["POSITIONS_AFTER_PADDING", "Checkpoint", "locate", "resolve"]
 
 _SENTENCE_TRANSFORMERS = "config_sentence_transformers.json"
 # Names of the settings file of a Transformer module, newest first, as releases of sentence-transformers wrote them.
@@ -35,7 +35,7 @@ _TRANSFORMER_KEYS = {
 }
 # Position ids of these start at pad_token_id + 1, so the first rows of the position table go unused.
 # fmt: off
-_OFFSET_POSITIONS = frozenset({
+POSITIONS_AFTER_PADDING = frozenset({
     "camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm",
     "xlm-roberta", "xlm-roberta-xl", "xmod",
 })
@@ -73,10 +73,8 @@ def resolve(
     limit = _max_tokens(folder, config, transformer, max_tokens)
     if chunk_tokens > limit:
         raise ModelError(f"chunk_tokens {chunk_tokens} is above the {limit} tokens that {checkpoint.name} takes")
-    if long_text == "chunk" and chunk_overlap >= (chunk_tokens or limit):
-        raise ModelError(
-            f"chunk_overlap {chunk_overlap} must be less than the {chunk_tokens or limit} tokens of a chunk"
-        )
+    if long_text == "chunk" and chunk_overlap > (chunk_tokens or limit) // 2:
+        raise ModelError(f"chunk_overlap {chunk_overlap} is more than half of a chunk's {chunk_tokens or limit} tokens")
     recipe = Recipe(
         task=task,
         content=content_hash(folder, [module.path for module in modules if module.path]),
@@ -166,7 +164,7 @@ def _max_tokens(folder: Path, config: dict[str, Any], transformer: dict[str, Any
     positions = integer_at(config, ("max_position_embeddings", "n_positions"), folder / "config.json")
     if positions is not None and positions < 1:  # XLNet writes -1: no table of positions
         positions = None
-    if positions is not None and config.get("model_type") in _OFFSET_POSITIONS:
+    if positions is not None and config.get("model_type") in POSITIONS_AFTER_PADDING:
         pad = integer_at(config, ("pad_token_id",), folder / "config.json")
         positions -= (1 if pad is None else pad) + 1
     own = integer_at(transformer, ("max_seq_length",), folder / _TRANSFORMER_CONFIGS[0])

@@ -158,8 +158,8 @@ def _check_chunks(spec: JobSpec, where: str) -> None:
         if getattr(policy, key) and not chunked:
             fail(where, f"policy.{key}", "needs long_text: chunk")
     tokens = policy.chunk_tokens or spec.steps[0].max_tokens
-    if tokens and policy.chunk_overlap >= tokens:
-        fail(where, "policy.chunk_overlap", f"{policy.chunk_overlap} must be less than the {tokens} tokens of a chunk")
+    if tokens and policy.chunk_overlap > tokens // 2:
+        fail(where, "policy.chunk_overlap", f"{policy.chunk_overlap} is more than half of a chunk's {tokens} tokens")
 
 
 def _check_columns(spec: JobSpec, where: str, path: str) -> None:

@@ -332,8 +332,8 @@ UNFIT: dict[str, tuple[Edit, str, dict[str, Any]]] = {
     ),
     "overlap of a whole chunk": (
         lambda folder: None,
-        "chunk_overlap 512 must be less than the 512",
-        {"long_text": "chunk", "chunk_overlap": 512},
+        "chunk_overlap 257 is more than half of a chunk's 512",
+        {"long_text": "chunk", "chunk_overlap": 257},
     ),
     "score of an encoder": (
         lambda folder: None,

@@ -104,8 +104,8 @@ REFUSED = {
     "chunks of score": (changed(score={}, policy={"long_text": "chunk"}), "policy.long_text: only encode can chunk"),
     "chunk size without chunks": (changed(policy={"chunk_tokens": 9}), "policy.chunk_tokens: needs long_text: chunk"),
     "overlap of a whole chunk": (
-        changed(policy={"long_text": "chunk", "chunk_tokens": 9, "chunk_overlap": 9}),
-        "policy.chunk_overlap: 9 must be less than the 9 tokens of a chunk",
+        changed(policy={"long_text": "chunk", "chunk_tokens": 9, "chunk_overlap": 5}),
+        "policy.chunk_overlap: 5 is more than half of a chunk's 9 tokens",
     ),
     "version of a file": (changed(source={"version": 3}), "source.version: only a Lance table has versions"),
     "ids unchecked without id": (changed(source={"check_ids": False}), "source.check_ids: without source.id"),
@@ -246,7 +246,7 @@ def job_specs(draw: st.DrawFn) -> JobSpec:
         check_ids=draw(st.booleans()),
         version=draw(st.integers(0, 9)) if lance else 0,
     )
-    chunks = {"chunk_tokens": 9, "chunk_overlap": draw(st.integers(0, 8))} if long_text == "chunk" else {}
+    chunks = {"chunk_tokens": 9, "chunk_overlap": draw(st.integers(0, 4))} if long_text == "chunk" else {}
     policy = PolicySpec(
         max_rejects=draw(st.none() | st.integers(0, 9)),
         long_text=long_text,

@@ -34,6 +34,8 @@ class Checkpoint:
 
     def describe(self) -> str:
         """One phrase for logs and plans: what was found and where."""
+        if self.origin == "folder":
+            return f"folder {self.folder}"
         commit = f" at {self.revision[:12]}" if self.revision else ""
         return f"{self.name}{commit} ({self.origin}: {self.folder})"
 

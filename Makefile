@@ -37,7 +37,9 @@ chaos: $(VENV)/.test
 	$(BIN)/pytest -m chaos --timeout 7200 $(ARGS)
 
 bench: $(VENV)/.bench
-	$(BIN)/python benchmarks/encode.py $(ARGS)
+	$(BIN)/python benchmarks/encode.py --quick $(ARGS)
+	$(BIN)/python benchmarks/flow.py --quick $(ARGS)
+	$(BIN)/python benchmarks/retrieval.py --quick $(ARGS)
 
 clean:
 	rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

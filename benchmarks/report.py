@@ -74,6 +74,8 @@ def machine() -> str:
 
 
 def _rounded(value: float) -> float:
-    if abs(value) < 10:
-        return float(f"{value:.4g}") if abs(value) < 0.9 else round(value, 4)
-    return round(value, 1) if abs(value) < 1000 else round(value)
+    """Digits that mean something: six decimals for shares and cosines, two for ratios, none for rates."""
+    for bound, digits in ((1.05, 6), (10, 3), (1000, 1)):
+        if abs(value) < bound:
+            return round(value, digits)
+    return round(value)

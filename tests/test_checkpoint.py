@@ -472,7 +472,7 @@ def test_a_folder_comes_first_and_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     found = locate("models/minilm")
     assert found == Checkpoint(tmp_path / "models/minilm", "folder", "models/minilm", "")
-    assert found.describe() == f"models/minilm (folder: {tmp_path}/models/minilm)"
+    assert found.describe() == f"folder {tmp_path}/models/minilm"
     with pytest.raises(ModelError, match="models/minilm is a folder, and only a name on the hub has revisions"):
         locate("models/minilm", "main")
     with pytest.raises(ModelError, match=r"config\.json is a file; name the folder"):

@@ -121,7 +121,7 @@ def start(draft: Draft) -> Job:
     manifest = draft.manifest or Manifest.create(draft.sink.output, _plan(draft))
     if manifest.closed() is None:
         key = "doc_id" if draft.recipe.long_text == "chunk" else "id"
-        draft.sink.register(draft.id, draft.schema, on_existing=draft.spec.sink.on_existing, key=key)
+        draft.sink.register(draft.id, draft.schema, on_existing=manifest.plan.on_existing, key=key)
     elif why := draft.sink.changed(draft.id):
         raise TableChanged(f"job {draft.id} was finished, but {why}; to do it again remove {manifest.folder.url}")
     else:

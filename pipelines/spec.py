@@ -51,7 +51,9 @@ class SinkSpec:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PolicySpec:
-    max_rejects: int | None = None  # stop the job above this many rejected rows; None is no limit
+    max_rejects: int | None = (
+        None  # stop the job above this many rejected rows; None is no limit; not part of the job's id
+    )
     long_text: str = "truncate"  # truncate | chunk | reject
     chunk_tokens: int = 0  # 0: max_tokens
     chunk_overlap: int = 0
@@ -110,6 +112,9 @@ def identity(spec: JobSpec) -> dict[str, Any]:
     """`to_dict` without what may change between two runs of the same job: the part of a spec that the job's id covers."""
     plain = to_dict(spec)
     plain["sink"].pop("on_existing", None)
+    plain.get("policy", {}).pop("max_rejects", None)  # raised to let a stopped job go on
+    if not plain.get("policy", True):
+        del plain["policy"]
     return plain
 
 

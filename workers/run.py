@@ -68,6 +68,12 @@ class _Run:
 
     def run(self, device: str, batch_tokens: int, threads: int) -> Summary:
         self.manifest.reopen_failed()
+        totals = self.manifest.totals()
+        self.done_before, self.rejected, self.done_shards = totals.done, totals.rejected, totals.shards_done
+        try:
+            self._check_rejects()
+        except StopJob as error:
+            return self._end("stopped", str(error), 0.0)
         works = self.manifest.work()
         if not works:  # all published, by an earlier run or another process; perhaps not all folded
             self._fold()
@@ -88,8 +94,6 @@ class _Run:
             stop=self.stop,
             on_batch=self._tell,
         )
-        totals = self.manifest.totals()
-        self.done_before, self.rejected, self.done_shards = totals.done, totals.rejected, totals.shards_done
         self.began = self.last_fold = time.monotonic()
         state, reason = "finished", ""
         try:
@@ -145,10 +149,15 @@ class _Run:
         self.rows_run += receipt.rows_in
         if time.monotonic() - self.last_fold >= self.settings.fold_interval_s:
             self._fold()
+        self._check_rejects()
+
+    def _check_rejects(self) -> None:
+        """Raises StopJob if the job has more rejects than its policy lets pass."""
         limit = self.draft.spec.policy.max_rejects
         if limit is not None and self.rejected > limit:
             raise StopJob(
-                f"{self.rejected} rows rejected, more than max_rejects = {limit}: see lading rejects {self.sink.output}"
+                f"{self.rejected} rows rejected, more than max_rejects = {limit}: see lading rejects {self.sink.output}; "
+                "the same command with a higher limit goes on"
             )
 
     def _publish(self, shard: ShardInFlight) -> Receipt:
@@ -162,9 +171,8 @@ class _Run:
             return self.manifest.publish(
                 dataclasses.replace(receipt, status="failed", reason=shard.failure, rows_in=rows)
             )
-        replaces = (
-            covered_ids(shard, self.draft.source.field("id").type) if spec.sink.on_existing == "replace" else None
-        )
+        replacing = self.manifest.plan.on_existing == "replace"
+        replaces = covered_ids(shard, self.draft.source.field("id").type) if replacing else None
         table, rejects, receipt = finish(
             shard, receipt, keep=kept_columns(spec), text=self.step.text[0], schema=self.draft.schema
         )

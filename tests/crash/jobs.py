@@ -22,9 +22,9 @@ from lading.config.failpoints import COMMIT_POINTS
 from lading.pipelines.job import draft
 from lading.pipelines.manifest import Manifest
 from lading.pipelines.optimize import optimize
+from lading.pipelines.output import output_paths
 from lading.pipelines.reading import open_reading
 from lading.pipelines.report import rejects
-from lading.pipelines.sinks import output_paths
 from lading.pipelines.spec import JobSpec, PolicySpec, SinkSpec, SourceSpec, StepSpec
 from tests.zygote import Child, Zygote
 
@@ -134,7 +134,7 @@ def assert_ended(spec: JobSpec, summary: dict[str, Any], corpus: Path) -> None:
 def kill_at_random(
     zygote: Zygote,
     spec_to: Callable[[int], JobSpec],
-    check: Callable[[JobSpec, dict[str, Any]], None],
+    check: Check,
     kills: int,
     choose: random.Random,
 ) -> int:

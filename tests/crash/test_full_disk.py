@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lading.pipelines.manifest import Manifest
-from lading.pipelines.sinks import output_paths
+from lading.pipelines.output import output_paths
 from tests.crash.jobs import (
     BATCH_TOKENS,
     KILLED,

@@ -11,7 +11,7 @@ import pytest
 from lading.config.failpoints import COMMIT_POINTS
 from lading.pipelines.job import draft
 from lading.pipelines.manifest import Manifest
-from lading.pipelines.sinks import output_paths
+from lading.pipelines.output import output_paths
 from lading.pipelines.spec import JobSpec
 from tests.crash.jobs import (
     AFTER_CLOSE,
@@ -71,7 +71,7 @@ def test_kills_at_random_moments_lose_and_double_nothing(
         assert_ended(spec, summary, corpus)
         assert_same(outcome(spec.sink.to), whole)
 
-    kill_at_random(zygote, lambda n: encode(corpus, tiny_encoder, f"{to}{n}"), check, 5, random.Random(to[:4]))
+    kill_at_random(zygote, lambda n: encode(corpus, tiny_encoder, f"{to}{n}"), check, 3, random.Random(to[:4]))
 
 
 def test_a_killed_replacement_leaves_each_id_once_and_new(zygote: Zygote, replacing: Replacing) -> None:

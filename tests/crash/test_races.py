@@ -7,7 +7,7 @@ from pathlib import Path
 from lading.pipelines.job import draft
 from lading.pipelines.manifest import Manifest
 from lading.pipelines.optimize import optimize
-from lading.pipelines.sinks import output_paths
+from lading.pipelines.output import output_paths
 from tests.crash.jobs import (
     BATCH_TOKENS,
     Undisturbed,

@@ -146,7 +146,7 @@ def forward(bench: Bench, count: int, rounds: int) -> None:
     measured = candidates.measure(given, rounds)
     bench.head()
     measure_peaks(bench)
-    *base, expected = measured[DEFAULT]
+    base, expected = measured[DEFAULT][:2], measured[DEFAULT][2]
     fault = ""
     for name, (wall, cpu, vectors) in measured.items():
         cosine = float((vectors * expected).sum(1).min())
@@ -209,16 +209,21 @@ def job(bench: Bench, minutes: float, rounds: int, folder: Path) -> None:
         said["reference"] = _reference_job(bench, corpus, folder / f"reference-{number}")
         taken.setdefault("reference", []).append((said["reference"]["elapsed_s"], said["reference"]["cpu_s"]))
     median = {name: tuple(statistics.median(column) for column in zip(*times)) for name, times in taken.items()}  # noqa: B905
+    for precision in alone:
+        if said[precision]["rows_done"] != count:
+            sys.exit(f"{said[precision]['rows_done']} of {count} rows came through")
+    _show_job(bench, work, median, said)
+
+
+def _show_job(bench: Bench, work: Work, median: dict[str, Seconds], said: dict[str, dict[str, Any]]) -> None:
     base = median["reference"]
     bench.head()
     bench.show(DEFAULT, base, base, work, note="by hand")
-    for precision in alone:
+    for precision in ("float32", "bfloat16"):
         found = said[precision]
-        if found["rows_done"] != count:
-            sys.exit(f"{found['rows_done']} of {count} rows came through")
         note = f"fill {found['fill']:.1%}, device busy {found['busy']:.1%}"
         bench.show(f"lading {precision}, forward alone", median[f"alone {precision}"], base, work)
-        bench.show(f"lading {precision}, whole command", median[precision], base, work, note)
+        bench.show(f"lading {precision}, whole command", median[precision], base, work, note=note)
         for clock, name in enumerate(("time", "CPU seconds")):
             more = 100 * (median[precision][clock] / median[f"alone {precision}"][clock] - 1)
             bench.report.line(

@@ -73,14 +73,15 @@ class PackedModel:
     def __init__(
         self, recipe: Recipe, folder: Path, auto_class: Any, *, device: str = "auto", threads: int = 0
     ) -> None:
-        """`auto_class`: the transformers AutoModel class that has the head wanted. `threads`: CPU only, 0 for all cores.
+        """`auto_class`: the transformers AutoModel class that has the head wanted. `threads`: CPU only, 0 for
+        what OMP_NUM_THREADS says, else all cores.
 
         Raises ModelError if the checkpoint is incomplete, unsafe, or cannot be run packed.
         """
         self.device = _device(device)
         dtype = DTYPES[recipe.precision]
         if self.device.type == "cpu":
-            torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+            torch.set_num_threads(threads or _cores())
         self.model = load_model(folder, auto_class, dtype)
         self.model.to(device=self.device)  # pyright: ignore[reportCallIssue]
         config = self.model.config
@@ -200,6 +201,11 @@ def _device(wanted: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError("device cuda was asked for, but torch sees no CUDA device")
     return device
+
+
+def _cores() -> int:
+    """The threads that OMP_NUM_THREADS allows, else every core this process may use."""
+    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
 
 @contextlib.contextmanager

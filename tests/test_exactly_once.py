@@ -221,7 +221,7 @@ def test_chaos(kind: str, crew: driver.Crew, tmp_path: Path) -> None:
         os.kill(pid, signal.SIGCONT)
     assert {crew.wait(pid) for pid in running + frozen} == {0}
     assert crew.run("job", **job) == 0
-    assert kills > 3
-    assert freezes > 3
     print(f"{kind}: {kills} kills, {freezes} freezes, {foreign} foreign rows")
     assert_complete(url, shards=1000, rows=20, foreign=foreign)
+    assert kills, "no process died: this run showed nothing"
+    assert freezes, "no process froze: this run showed nothing"

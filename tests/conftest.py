@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests use the benchmarks' corpus
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tests fork
+# One thread for the tests' small batches: on a machine that is busy otherwise, threads mostly wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from tests import models
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tests fork
-# One thread for the tests' small batches: on a machine that is busy otherwise, threads mostly wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -176,7 +176,7 @@ def test_a_dry_run_writes_nothing(encode: list[str], tmp_path: Path, capsys: pyt
     assert main([*encode, "--dry-run", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert (shown["rows"], shown["shards"], shown["state"]) == (ROWS, 4, "new")
-    assert "(folder" in shown["model"]
+    assert "folder " in shown["model"]
     assert shown["tokens"] > ROWS
     assert shown["bytes_out"] > (ROWS - 1) * 32 * 4
     assert sorted(tmp_path.rglob("*")) == before

@@ -1,6 +1,6 @@
 """Does it find the same? The demo's check, by Lading and by sentence-transformers on the same rows.
 
-    python benchmarks/retrieval.py [--rows 3000] [--quick] [--json]
+    python benchmarks/retrieval.py [--rows 2000] [--quick] [--json]
 
 Each docstring's own name is the query; recall@1 is how often that docstring is the nearest of all. Lading's figure goes
 the whole way: the command, the LanceDB table, `lading query`'s search. In float32 the two must be equal.
@@ -38,7 +38,7 @@ def reference(model: Path, docs: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=3000)
+    parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--quick", action="store_true", help="300 rows")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     wanted = parser.parse_args()

@@ -123,27 +123,13 @@ def show_peaks(bench: Bench) -> None:
         bench.report.line(f"{name}: oneDNN, prepacked weights", bench.peaks[name], "GFLOP/s", plain, "torch's own")
 
 
-def forward(bench: Bench, count: int, rounds: int) -> None:
-    """Tokenising and the forward pass: everybody on the same texts, by turns."""
+def forward(bench: Bench, count: int, rounds: int, peers: bool) -> None:
+    """Tokenising and the forward pass: everybody on the same texts, by turns; without `peers`, Lading and the default."""
     texts = texts_of_lengths(natural_lengths(count))
     work = Work.of(bench, texts)
     title = f"forward pass: {work.texts} texts, {work.tokens:,} tokens, {bench.threads} thread(s), median of {rounds}"
     bench.report.title(f"{title}; {machine()}")
-    given: dict[str, candidates.Candidate] = {}
-    for dtype, batch in (("float32", 32), ("float32", 8), ("float32", 128), ("bfloat16", 32)):
-        name = f"sentence-transformers {dtype}, batch {batch}"
-        given[name] = candidates.sentence_transformers(bench.model, texts, dtype, batch)
-    for precision in ("float32", "bfloat16"):
-        kernel, given[f"lading {precision}"] = candidates.lading(
-            bench.model, texts, precision, bench.budget, bench.threads
-        )
-        given[f"lading {precision}, {kernel.split('/')[0]}"] = given.pop(f"lading {precision}")
-    for precision in ("f32", "bf16"):
-        for budget in OPENVINO_BUDGETS:
-            for streams in sorted({1, bench.threads}):
-                name = f"openvino {precision}, budget {budget}, streams {streams}"
-                given[name] = candidates.openvino(bench.model, texts, precision, budget, bench.threads, streams)
-    measured = candidates.measure(given, rounds)
+    measured = candidates.measure(_contestants(bench, texts, peers), rounds)
     bench.head()
     measure_peaks(bench)
     base, expected = measured[DEFAULT][:2], measured[DEFAULT][2]
@@ -157,9 +143,29 @@ def forward(bench: Bench, count: int, rounds: int) -> None:
     for precision in ("float32", "bfloat16"):
         ceiling = bench.peaks[precision] * 1e9 * base[bench.clock] / work.operations
         bench.report.line(f"highest {precision} ratio the GEMM rate allows", ceiling, "times", None, "products alone")
-    _against_the_best(bench, {name: (wall, cpu) for name, (wall, cpu, _) in measured.items()})
+    if peers:
+        _against_the_best(bench, {name: (wall, cpu) for name, (wall, cpu, _) in measured.items()})
     if fault:
         sys.exit(fault)
+
+
+def _contestants(bench: Bench, texts: list[str], peers: bool) -> dict[str, candidates.Candidate]:
+    model, threads = bench.model, bench.threads
+    given = {DEFAULT: candidates.sentence_transformers(model, texts, "float32", 32)}
+    for precision in ("float32", "bfloat16"):
+        kernel, run = candidates.lading(model, texts, precision, bench.budget, threads)
+        given[f"lading {precision}, {kernel.split('/')[0]}"] = run
+    if not peers:
+        return given
+    for dtype, batch in (("float32", 8), ("float32", 128), ("bfloat16", 32)):
+        name = f"sentence-transformers {dtype}, batch {batch}"
+        given[name] = candidates.sentence_transformers(model, texts, dtype, batch)
+    for precision in ("f32", "bf16"):
+        for budget in OPENVINO_BUDGETS:
+            for streams in sorted({1, threads}):
+                name = f"openvino {precision}, budget {budget}, streams {streams}"
+                given[name] = candidates.openvino(model, texts, precision, budget, threads, streams)
+    return given
 
 
 def _against_the_best(bench: Bench, seconds: dict[str, Seconds]) -> None:
@@ -279,6 +285,12 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, action="append", help="default: all")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
     parser.add_argument("--texts", type=int, default=400, help="for the forward pass alone")
+    parser.add_argument(
+        "--peers",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="in the forward pass also OpenVINO and the reference's other settings",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=1.0, help="of work at Lading's float32 rate, for the job")
     parser.add_argument("--job-rounds", type=int, default=1)
@@ -302,7 +314,7 @@ def main() -> None:
     if "gemm" in parts:
         show_peaks(bench)
     if "forward" in parts:
-        forward(bench, wanted.texts, wanted.rounds)
+        forward(bench, wanted.texts, wanted.rounds, wanted.peers)
     if "job" in parts:
         with tempfile.TemporaryDirectory() as folder:
             job(bench, wanted.minutes, wanted.job_rounds, Path(folder))

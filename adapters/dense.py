@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -103,7 +104,13 @@ class Projection(nn.Module):
         weights = folder / "model.safetensors"
         if not weights.is_file():
             raise ModelError(f"{folder} has no model.safetensors; other weight formats are refused")
-        tensors = {key: tensor.float() for key, tensor in load_file(weights).items()}
+        try:
+            stored = load_file(weights)
+        except SafetensorError as error:
+            raise ModelError(f"{weights} cannot be read: {error}") from error
+        if "linear.weight" not in stored:
+            raise ModelError(f"{weights} has no linear.weight")
+        tensors = {key: tensor.float() for key, tensor in stored.items()}
         self.weight = nn.Parameter(tensors["linear.weight"], requires_grad=False)
         self.bias = nn.Parameter(tensors["linear.bias"], requires_grad=False) if "linear.bias" in tensors else None
         self.activation = ACTIVATIONS[name]()

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 
 from ..config.checkpoint import POSITIONS_AFTER_PADDING
@@ -149,7 +150,7 @@ def load_model(folder: Path, auto_class: Any, dtype: torch.dtype) -> transformer
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{folder} cannot be loaded: {error}") from error
     bare = auto_class is transformers.AutoModel
     missing = sorted(key for key in report["missing_keys"] if not (bare and key.startswith("pooler.")))
@@ -205,7 +206,7 @@ def _device(wanted: str) -> torch.device:
 
 def _cores() -> int:
     """The threads that OMP_NUM_THREADS allows, else every core this process may use."""
-    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    return int((os.environ.get("OMP_NUM_THREADS") or "0").split(",")[0]) or len(os.sched_getaffinity(0))
 
 
 @contextlib.contextmanager

@@ -64,6 +64,9 @@ def concatenate(parts: Sequence[Ragged]) -> Ragged:
     return Ragged(np.concatenate([part.tokens for part in parts]), np.concatenate([*offsets, shifts[-1:]]), types)
 
 
+NO_TOKENS = ("empty-text", "the tokenizer finds no token in the text")
+
+
 class TextTokenizer:
     """The tokenizer of one checkpoint under one recipe. Threads may share it."""
 
@@ -85,6 +88,12 @@ class TextTokenizer:
         self.recipe = recipe
         self.prompt_tokens = self._count_prompt(recipe.prompt)
         self.overhead = len(self._whole.encode(self._shape(recipe.prompt)).ids)  # prompt and special tokens
+        limit = (recipe.chunk_tokens if recipe.long_text == "chunk" else 0) or recipe.max_tokens
+        pair = self._whole.num_special_tokens_to_add(True) + 1 if recipe.task == "score" else 0
+        if limit <= max(self.overhead, pair):
+            raise ModelError(
+                f"{limit} tokens leave no room for a text: prompt and special tokens take {max(self.overhead, pair)}"
+            )
 
     def _count_prompt(self, prompt: str) -> int:
         """Tokens that a prompt puts before a text, a leading special token included (as sentence-transformers counts)."""
@@ -141,6 +150,10 @@ def encode_rows(tokenizer: TextTokenizer, columns: Sequence[pa.Array]) -> Encode
     else:
         given = [(tokenizer.shape(first), tokenizer.shape_second(second)) for first, second in texts]
     encodings = tokenizer.encode(given, cut=not reject)
+    if not all(encoding.ids for encoding in encodings):  # "\u200b", where no special tokens are added
+        bad |= {row: NO_TOKENS for row, encoding in zip(rows, encodings, strict=True) if not encoding.ids}
+        rows = [row for row, encoding in zip(rows, encodings, strict=True) if encoding.ids]
+        encodings = [encoding for encoding in encodings if encoding.ids]
     if not reject:
         return Encoded(encodings, np.array(rows, np.int32), bad, sum(1 for e in encodings if e.overflowing))
     limit = tokenizer.recipe.max_tokens
@@ -163,6 +176,9 @@ def encode_chunks(tokenizer: TextTokenizer, texts: pa.Array) -> Prepared:
     columns: dict[str, list[Any]] = {"chunk": [], "start": [], "end": [], "text": []}
     truncated = 0
     for row, (text,), inner, whole in zip(rows, kept, trimmed, wholes, strict=True):
+        if not whole.ids:
+            bad[row] = NO_TOKENS
+            continue
         if len(whole.ids) <= limit:
             before = len(text) - len(text.lstrip())
             spans = {(before, before + len(inner)): whole}

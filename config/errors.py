@@ -9,6 +9,7 @@
   + ShardError                one shard cannot be finished; it is marked failed with this reason
     - SourceChanged           an input is no longer what the plan's snapshot says
   + StopJob                   the whole run stops, what is published stays, the same command resumes; exit code 3
+    - TooManyRejects          more rows were rejected than the policy lets pass
     - TableChanged            the table was dropped, restored or re-made under the job
 
 Rows that fail are not exceptions: they are `Reject`s (pipelines/records.py).
@@ -56,6 +57,10 @@ class SourceChanged(ShardError):
 
 class StopJob(LadingError):
     exit_code = 3
+
+
+class TooManyRejects(StopJob):
+    pass
 
 
 class TableChanged(StopJob):

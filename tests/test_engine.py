@@ -131,8 +131,30 @@ def test_a_document_whose_one_chunk_fails_is_rejected_as_a_whole():
 
 def test_a_model_that_fails_on_everything_stops_the_job():
     """When all rows of a batch fail alone, the job stops with the model's words instead of rejecting the corpus."""
-    with pytest.raises(StopJob, match=r"every one of 12 rows.*poisoned"):
+    with pytest.raises(StopJob, match=r"every one of 12 rows in a row.*poisoned"):
         run_engine([[rows_of(["poison"] * 12)]])
+
+
+def test_a_model_that_fails_on_everything_stops_the_job_in_small_batches_too():
+    """Batches of one row do not hide that nothing succeeds."""
+    with pytest.raises(StopJob, match=r"every one of 8 rows in a row"):
+        run_engine([[rows_of(["poison"] * 12)]], budget=1)
+
+
+def test_rows_without_cost_do_not_gather_without_end():
+    """Blank rows are handed out as rejects while the source is still being read."""
+    read: list[int] = []
+
+    def shards():
+        for number in range(400):
+            read.append(number)
+            yield Work(Shard(number, 0, 0, 0), 0, None)
+
+    engine = Engine(Lengths(), lambda _: iter([rows_of([""] * 3)]), ["text"], 16, 64, threading.Event())
+    finished = engine.shards(shards())
+    next(finished)
+    assert len(read) < 200
+    finished.close()
 
 
 def test_rows_that_could_not_be_read_are_rejects():

@@ -247,10 +247,15 @@ def test_too_many_rejects_stop_the_job(tmp_path, tiny_encoder, to):
     """Above max_rejects the run stops with exit code 3 and the words to act on; a higher limit lets the job go on."""
     rows = ["", "a cat"] * 20
     pq.write_table(pa.table({"key": [str(n) for n in range(40)], "body": rows}), tmp_path / "in.parquet")
+
+    def spec_of(limit):
+        return job_spec(tmp_path / "in.parquet", tiny_encoder, to, max_rejects=limit)
+
     for _ in range(2):  # running it again does not get it past the limit
         summary = done(job_spec(tmp_path / "in.parquet", tiny_encoder, to, max_rejects=3))
         assert (summary.state, summary.exit_code) == ("stopped", 3)
         assert "max_rejects = 3" in summary.reason
+        assert table_of(spec_of(3)).num_rows == summary.rows_done  # what is published is in the output
     summary = done(job_spec(tmp_path / "in.parquet", tiny_encoder, to, max_rejects=20))
     assert (summary.state, summary.rows_done, summary.rejected) == ("finished", 20, 20)
 

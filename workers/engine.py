@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 Reader = Callable[[Work], Iterator[Rows]]
 READ_AHEAD = 8  # Rows objects, each bounded in rows and bytes by the source
 PREPARED_AHEAD = 8
+WINDOW_PARTS = 128  # a window ends here too, or rows without cost (blank ones) would gather without end
+HOPELESS = 8  # items that fail one after the other, none succeeding between: the model is to blame, not the rows
 
 
 @dataclasses.dataclass(slots=True)
@@ -69,6 +71,7 @@ class Engine:
     stop: threading.Event
     gauges: Gauges = dataclasses.field(default_factory=Gauges)
     on_batch: Callable[[], None] = lambda: None
+    failing: int = 0  # items failed since the last success
 
     def shards(self, works: Iterable[Work]) -> Generator[ShardInFlight]:
         """Every shard of `works`, complete or failed, in an order that may differ from theirs."""
@@ -134,7 +137,7 @@ class Engine:
                 shard.parts.append(part)
                 group.append(part)
                 cost += int(part.prepared.costs.sum())
-            if cost >= self.window:
+            if cost >= self.window or len(group) >= WINDOW_PARTS:
                 yield self._begun(group)
                 group, cost = [], 0
         if group:
@@ -172,9 +175,10 @@ class Engine:
         began = time.perf_counter()
         items = sum(len(run) for _, run in chosen)
         failed = self._attempt(chosen)
-        if failed == items and items >= 8:
+        self.failing = self.failing + items if failed == items else 0
+        if self.failing >= HOPELESS:
             _, (_, detail) = next(iter(chosen[0][0].failed.items()))
-            raise StopJob(f"the model failed on every one of {items} rows of a batch: {detail}")
+            raise StopJob(f"the model failed on every one of {self.failing} rows in a row: {detail}")
         gauges = self.gauges
         gauges.batches += 1
         gauges.items += items

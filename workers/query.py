@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from .. import adapters
 from ..config.checkpoint import locate, resolve
-from ..config.errors import ModelError, OutputError, nearest
+from ..config.errors import ModelError, OutputError, UsageError, nearest
 from ..config.recipe import Recipe
 from ..pipelines.provenance import RECIPES
 from ..pipelines.reading import Reading, open_reading
@@ -65,6 +65,8 @@ class Searcher:
 
     def search(self, texts: list[str], *, top: int = 5) -> list[list[Hit]]:
         """For each text its nearest rows, best first, by an exact scan in one pass over the table."""
+        if top < 1:
+            raise UsageError(f"top must be at least 1, not {top}")
         queries = self.embed(texts)
         best_scores = np.full((len(texts), 0), 0.0, np.float32)
         best_places = np.zeros((len(texts), 0), np.int64)
@@ -81,7 +83,7 @@ class Searcher:
         rows = self.reading.take(np.unique(best_places))
         by_place = dict(zip(np.unique(best_places).tolist(), rows.to_pylist(), strict=True))
         return [
-            [self._hit(by_place[place], score) for place, score in zip(places, scores, strict=True)]
+            [self._hit(by_place[place], score) for place, score in zip(places, scores, strict=True) if score == score]
             for places, scores in zip(best_places.tolist(), best_scores.tolist(), strict=True)
         ]
 
@@ -133,12 +135,16 @@ def query_recipe(entry: dict[str, Any]) -> tuple[Recipe, Path]:
 
 
 def _floats(array: pa.Array, kind: str, scale: pa.Array | None) -> np.ndarray:
-    """A stored vector column as float32 (rows, dims)."""
+    """A stored vector column as float32 (rows, dims); NaN in rows that are null."""
     width = array.type.list_size
     flat = array.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
     if kind == "binary":
         flat = np.unpackbits(flat, axis=1).astype(np.float32) * 2 - 1
     values = flat.astype(np.float32, copy=False)
+    if array.null_count:  # flatten() leaves null rows out
+        given = values
+        values = np.full((len(array), given.shape[1]), np.nan, np.float32)
+        values[np.asarray(array.is_valid())] = given
     return values if scale is None else values * scale.to_numpy(zero_copy_only=False)[:, None]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from .. import adapters
-from ..config.errors import StopJob
+from ..config.errors import StopJob, TooManyRejects
 from ..config.settings import Settings
 from ..config.settings import load as load_settings
 from ..pipelines import sources
@@ -72,7 +72,8 @@ class _Run:
         self.done_before, self.rejected, self.done_shards = totals.done, totals.rejected, totals.shards_done
         try:
             self._check_rejects()
-        except StopJob as error:
+        except TooManyRejects as error:
+            self._fold()
             return self._end("stopped", str(error), 0.0)
         works = self.manifest.work()
         if not works:  # all published, by an earlier run or another process; perhaps not all folded
@@ -103,6 +104,9 @@ class _Run:
                 works = self.manifest.work()  # what other processes began and lost, or what turned out void
             if works:
                 state, reason = "interrupted", "stopped on request; the same command resumes"
+        except TooManyRejects as error:
+            self._fold()
+            state, reason = "stopped", str(error)
         except StopJob as error:
             state, reason = "stopped", str(error)
         return self._end(state, reason, load_s)
@@ -152,10 +156,10 @@ class _Run:
         self._check_rejects()
 
     def _check_rejects(self) -> None:
-        """Raises StopJob if the job has more rejects than its policy lets pass."""
+        """Raises TooManyRejects if the job has more rejects than its policy lets pass."""
         limit = self.draft.spec.policy.max_rejects
         if limit is not None and self.rejected > limit:
-            raise StopJob(
+            raise TooManyRejects(
                 f"{self.rejected} rows rejected, more than max_rejects = {limit}: see lading rejects {self.sink.output}; "
                 "the same command with a higher limit goes on"
             )

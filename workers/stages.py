@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import queue
 import threading
@@ -82,8 +83,9 @@ class Ahead(Iterator[T]):
         """Let the thread end; it finishes the item it is working on. Close a chain from its source on."""
         self._closed.set()
         self._thread.join()
-        while not self._items.empty():
-            self._items.get_nowait()
+        with contextlib.suppress(queue.Empty):  # a consumer in another thread may be faster
+            while True:
+                self._items.get_nowait()
         self._items.put_nowait(_End(None))  # wakes a consumer in another thread
 
     def __enter__(self) -> Ahead[T]:

@@ -108,11 +108,16 @@ def stopping(action: str, where: str | Path) -> Generator[None, None, None]:
         ) from error
 
 
-def make_durable(files: Iterable[str | Path]) -> None:
-    """fsync files and then the folders they lie in, so that a power cut keeps both contents and names."""
+def make_durable(files: Iterable[str | Path], *, may_be_gone: bool = False) -> None:
+    """fsync files and then the folders they lie in, so that a power cut keeps both contents and names.
+
+    `may_be_gone`: others may remove some of them meanwhile, and what is gone needs no keeping. Else raises FileNotFoundError.
+    """
     folders: set[Path] = set()
+    passed = (FileNotFoundError,) if may_be_gone else ()
     for file in files:
-        _sync(Path(file))
+        with contextlib.suppress(*passed):
+            _sync(Path(file))
         folders.add(Path(file).parent)
     for folder in folders:
         _sync(folder)

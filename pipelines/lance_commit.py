@@ -241,5 +241,6 @@ def _make_durable(table: lance.LanceDataset) -> None:
     files = [f"{table.uri}/{name}" for name in names]
     transactions = f"{table.uri}/_transactions"
     files += [f"{transactions}/{name}" for name in os.listdir(transactions) if name.startswith(f"{table.version - 1}-")]
+    # Of the two names of a manifest one is there; and a racer that lost takes its transaction file back at any moment.
     with stopping("make durable", table.uri):
-        make_durable(file for file in files if os.path.exists(file))
+        make_durable(files, may_be_gone=True)

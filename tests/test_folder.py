@@ -16,7 +16,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from lading.config.errors import OutputError, StopJob
-from lading.pipelines.folder import Folder, LocalFolder, folder_names, open_folder
+from lading.pipelines.folder import Folder, LocalFolder, folder_names, make_durable, open_folder
 
 
 @pytest.fixture(params=["local", "store"])
@@ -195,3 +195,12 @@ def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:
         open_folder(str(tmp_path / "file" / "job")).check()
     assert isinstance(caught.value.__cause__, StopJob)
     assert caught.value.__cause__.__cause__.errno in (errno.ENOTDIR, errno.EEXIST)
+
+
+def test_what_others_removed_needs_no_keeping(tmp_path: Path) -> None:
+    """A file that is gone when it is to be synced is an error, unless its owner may take it back at any moment."""
+    kept, gone = tmp_path / "kept", tmp_path / "gone"
+    kept.write_bytes(b"1")
+    with pytest.raises(FileNotFoundError):
+        make_durable([kept, gone])
+    make_durable([kept, gone], may_be_gone=True)

@@ -1,7 +1,8 @@
 """Which attempts at a shard count, and the arithmetic over them. Pure: receipts and openings in, counts out.
 
 A generation is one pass over a shard or over some of its rows. Generation 0 covers the shard; a later one is
-opened for the rows that the one before could not finish. Generations add, they never rewrite.
+opened for rows that an earlier one could not finish, and names it. Generations add, they never rewrite: at any
+time each row of the shard belongs to exactly one generation that counts.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ Pair = tuple[int, int]  # (shard, generation)
 class Opening:
     """Why a generation above 0 exists, and the rows it covers."""
 
-    why: str  # failed | void: it stands in for the one before; rejects: it takes some rejects over from it
+    why: str  # failed | void: it stands in for generation `of`; rejects: it takes some rejects over from it
+    of: int
     ordinals: tuple[int, ...] | None  # None: all rows of the shard
     codes: dict[str, int]  # rejects: what those rows count as in the generation they come from
 
@@ -36,6 +38,15 @@ class Segment:
     @property
     def taken_ordinals(self) -> frozenset[int]:
         return frozenset(self.taken.ordinals or ()) if self.taken else frozenset()
+
+    @property
+    def kept(self) -> tuple[int, ...] | None:
+        """The rows that are still this generation's, which whatever stands in for it must cover: None is all of the shard."""
+        if self.taken is None:
+            return self.scope
+        assert self.receipt is not None  # or it would have no rejects to take
+        rows = range(self.receipt.rows_in) if self.scope is None else self.scope
+        return tuple(row for row in rows if row not in self.taken_ordinals)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,16 +70,16 @@ class Totals:
 
 def segments(shard: int, receipts: Mapping[Pair, Receipt], openings: Mapping[Pair, Opening]) -> list[Segment]:
     """The generations of a shard that count, oldest first; at least one."""
-    counting = [Segment(0, receipts.get((shard, 0)), None)]
+    counting = {0: Segment(0, receipts.get((shard, 0)), None)}
     generation = 1
     while opening := openings.get((shard, generation)):
         if opening.why == "rejects":
-            counting[-1].taken = opening
+            counting[opening.of].taken = opening
         else:
-            counting.pop()
-        counting.append(Segment(generation, receipts.get((shard, generation)), opening.ordinals))
+            del counting[opening.of]
+        counting[generation] = Segment(generation, receipts.get((shard, generation)), opening.ordinals)
         generation += 1
-    return counting
+    return list(counting.values())
 
 
 def total(shards: Iterable[tuple[Shard, list[Segment]]]) -> Totals:
@@ -78,9 +89,9 @@ def total(shards: Iterable[tuple[Shard, list[Segment]]]) -> Totals:
     failure = ""
     for shard, counting in shards:
         count["shards"] += 1
-        last = counting[-1].receipt
-        count["shards_done"] += last is not None and last.status == "done"
-        count["shards_failed"] += last is not None and last.status == "failed"
+        ends = {segment.receipt.status if segment.receipt else "open" for segment in counting}
+        count["shards_done"] += ends == {"done"}
+        count["shards_failed"] += "failed" in ends
         for segment in counting:
             receipt = segment.receipt
             known = (shard.rows or 0) if segment.scope is None else len(segment.scope)

@@ -78,15 +78,14 @@ class Manifest:
     # -- what is to be done
 
     def work(self) -> list[Work]:
-        """Every shard whose newest generation has no marker yet, in order of shards."""
+        """Every generation that has no marker yet, in order of shards."""
         self._refresh()
-        found: list[Work] = []
-        for shard in self.plan.shards:
-            last = self._segments(shard.number)[-1]
-            if last.receipt is None:
-                ordinals = None if last.scope is None else np.array(last.scope, np.int64)
-                found.append(Work(shard, last.generation, ordinals))
-        return found
+        return [
+            Work(shard, one.generation, None if one.scope is None else np.array(one.scope, np.int64))
+            for shard in self.plan.shards
+            for one in self._segments(shard.number)
+            if one.receipt is None
+        ]
 
     def published(self, shard: int, generation: int) -> bool:
         """Whether some attempt at this generation has a marker already."""
@@ -94,14 +93,12 @@ class Manifest:
 
     def reopen_failed(self) -> int:
         """Give every failed shard a further generation; how many. Idempotent until those are published."""
-        return self._reopen("failed", lambda last: last.receipt is not None and last.receipt.status == "failed")
+        return len(self._reopen(lambda receipt: "failed" if receipt.status == "failed" else ""))
 
     def reopen_void(self, pairs: Iterable[Pair]) -> int:
         """Give generations whose staged files are gone (Folded.void) a further one; how many."""
         void = set(pairs)
-        return self._reopen(
-            "void", lambda last: last.receipt is not None and (last.receipt.shard, last.generation) in void
-        )
+        return len(self._reopen(lambda receipt: "void" if (receipt.shard, receipt.generation) in void else ""))
 
     def reopen_rejects(self) -> int:
         """Give the rejects that another attempt may save (codes RETRYABLE) a further generation; how many rows.
@@ -112,19 +109,8 @@ class Manifest:
             raise OutputError(
                 f"job {self.plan.job} is finished; write its retryable rejects as a new job with --on-existing append"
             )
-        self._refresh()
-        rows = 0
-        for shard in self.plan.shards:
-            last = self._segments(shard.number)[-1]
-            if last.receipt is None or not any(last.receipt.rejects.get(code) for code in RETRYABLE):
-                continue
-            again = [one for one in self._read_rejects(last.receipt) if one.code in RETRYABLE]
-            codes = {code: count for code in RETRYABLE if (count := sum(one.code == code for one in again))}
-            self._open(
-                shard.number, last.generation + 1, Opening("rejects", tuple(one.ordinal for one in again), codes)
-            )
-            rows += len(again)
-        return rows
+        opened = self._reopen(lambda receipt: "rejects" if set(receipt.rejects) & set(RETRYABLE) else "")
+        return sum(len(one.ordinals or ()) for one in opened)
 
     # -- what was done
 
@@ -224,27 +210,48 @@ class Manifest:
     def _segments(self, shard: int) -> list[Segment]:
         return segments(shard, self._receipts, self._openings)
 
-    def _reopen(self, why: str, wanted: Callable[[Segment], bool]) -> int:
-        self._refresh()
-        opened = 0
-        for shard in self.plan.shards:
-            last = self._segments(shard.number)[-1]
-            if wanted(last):
-                self._open(shard.number, last.generation + 1, Opening(why, last.scope, {}))
-                opened += 1
-        return opened
+    def _reopen(self, why: Callable[[Receipt], str]) -> list[Opening]:
+        """Open a generation for each one that counts and for which `why` gives a reason; the openings made.
 
-    def _open(self, shard: int, generation: int, opening: Opening) -> None:
+        A shard's openings are a log that any number of processes append to: what an entry says was decided on all
+        entries before it, because whoever finds its place taken looks again.
+        """
+        self._refresh()
+        made: list[Opening] = []
+        for shard in self.plan.shards:
+            while opening := self._wanted(shard.number, why):
+                if self._open(shard.number, opening):
+                    made.append(opening)
+        return made
+
+    def _wanted(self, shard: int, why: Callable[[Receipt], str]) -> Opening | None:
+        for segment in self._segments(shard):
+            reason = why(segment.receipt) if segment.receipt else ""
+            if reason in ("failed", "void"):
+                return Opening(reason, segment.generation, segment.kept, {})
+            if reason and segment.receipt and segment.taken is None:
+                again = [one for one in self._read_rejects(segment.receipt) if one.code in RETRYABLE]
+                codes = {code: rows for code in RETRYABLE if (rows := sum(one.code == code for one in again))}
+                return Opening(reason, segment.generation, tuple(one.ordinal for one in again), codes)
+        return None
+
+    def _open(self, shard: int, opening: Opening) -> bool:
+        """Append to the shard's openings; False if another process was first, whose opening is known then."""
+        generation = 1
+        while (shard, generation) in self._openings:
+            generation += 1
         name = f"markers/{shard}.{generation}.open.json"
-        standing = self.folder.put(name, _dump({"version": OPENING_VERSION, **dataclasses.asdict(opening)}))
+        written = _dump({"version": OPENING_VERSION, **dataclasses.asdict(opening)})
+        standing = self.folder.put(name, written)
         with self._lock:
             self._openings[shard, generation] = self._opening(name, standing)
+        return standing == written
 
     def _opening(self, name: str, stored: bytes) -> Opening:
         fields = _load(stored, self.folder, name)
         check_version(fields, OPENING_VERSION, f"{self.folder.url}: {name}")
         ordinals = fields["ordinals"]
-        return Opening(fields["why"], None if ordinals is None else tuple(ordinals), fields["codes"])
+        return Opening(fields["why"], fields["of"], None if ordinals is None else tuple(ordinals), fields["codes"])
 
     def _receipt(self, name: str, stored: bytes) -> Receipt:
         fields = _load(stored, self.folder, name)

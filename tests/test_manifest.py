@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import uuid
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lading.config.errors import LadingError, OutputError
-from lading.pipelines.generations import Opening, segments, total
 from lading.pipelines.ledger import Entry, Ledger, from_ranges, to_ranges
 from lading.pipelines.manifest import Manifest, jobs
 from lading.pipelines.output import Output, output_paths
@@ -238,33 +238,118 @@ def test_a_lost_rejects_file_is_said(manifest: Manifest) -> None:
         list(manifest.rejects())
 
 
-@given(st.data())
-def test_every_row_is_counted_exactly_once(data: st.DataObject) -> None:
-    """Whatever happens to a shard's generations, rows in, reopened and remaining rows add up to the shard."""
-    receipts: dict[tuple[int, int], Receipt] = {}
-    openings: dict[tuple[int, int], Opening] = {}
-    rows, generation = data.draw(st.integers(0, 8)), 0
-    scope, shard = list(range(rows)), Shard(0, 0, 0, rows, rows)
-    while data.draw(st.booleans()):
-        outcome = data.draw(st.sampled_from(["done", "failed", "void"]))
-        if outcome == "failed":
-            receipts[0, generation] = receipt(0, generation, rows=rows, status="failed", rows_done=0, rows_out=0)
-        else:
-            again = data.draw(st.lists(st.sampled_from(scope), unique=True)) if scope else []
-            codes = {"failed": len(again)} if again else {}
-            receipts[0, generation] = receipt(0, generation, rows=len(scope), rejects=codes)
-        if not data.draw(st.booleans()):
-            break
-        generation += 1
-        if outcome == "done":
-            openings[0, generation] = Opening("rejects", tuple(again), codes)
-            scope = again
-        else:
-            covered = openings[0, generation - 1].ordinals if generation > 1 else None
-            openings[0, generation] = Opening(outcome, covered, {})
-    totals = total([(shard, segments(0, receipts, openings))])
-    assert totals.rows_in == totals.done + totals.rejected + totals.failed
-    assert totals.rows_in + totals.remaining == rows
+def test_a_void_generation_whose_rejects_were_taken_over_is_done_again_without_them(manifest: Manifest) -> None:
+    """What stands in for a void generation covers its rows but for those that a later generation has."""
+    rejects = [reject(0, 2), reject(0, 5, "empty-text")]
+    name = manifest.write_rejects(0, 0, "a", rejects)
+    manifest.publish(receipt(0, rejects={"failed": 1, "empty-text": 1}, rejects_file=name))
+    assert manifest.reopen_rejects() == 1
+    assert manifest.reopen_void([(0, 0)]) == 1
+    assert manifest.reopen_void([(0, 0)]) == 0
+    others = [0, 1, 3, 4, 5, 6, 7, 8, 9]
+    assert left(manifest)[:2] == [(0, 1, [2]), (0, 2, others)]
+    manifest.publish(receipt(0, 1, rows=1))
+    assert left(manifest)[0] == (0, 2, others)
+    assert manifest.totals().shards_done == 0
+    manifest.publish(receipt(0, 2, rows=9, rejects={"empty-text": 1}))
+    totals = manifest.totals()
+    assert (totals.rows_in, totals.done, totals.rejects, totals.shards_done) == (ROWS, 9, {"empty-text": 1}, 1)
+    assert [(one.shard, one.generation) for one in manifest.finished()] == [(0, 1), (0, 2)]
+
+
+def test_openings_of_two_processes_build_on_each_other(output: Output, manifest: Manifest) -> None:
+    """A process whose place in a shard's openings is taken looks again before it opens anything."""
+    name = manifest.write_rejects(0, 0, "a", [reject(0, 2)])
+    manifest.publish(receipt(0, rejects={"failed": 1}, rejects_file=name))
+    other, first = Manifest.open(output, "job"), manifest.folder.put
+
+    def slow(name: str, data: bytes) -> bytes:
+        other.reopen_rejects()  # between what the slow process saw and what it writes
+        return first(name, data)
+
+    manifest.folder.put = slow
+    assert manifest.reopen_void([(0, 0)]) == 1
+    for one in (manifest, other, Manifest.open(output, "job")):
+        assert left(one)[:2] == [(0, 1, [2]), (0, 2, [0, 1, 3, 4, 5, 6, 7, 8, 9])]
+
+
+class Model:
+    """A job of one shard in two processes, and an output that remembers which rows each fold brought into view."""
+
+    def __init__(self, data: st.DataObject, rows: int) -> None:
+        self.draw, self.rows = data.draw, rows
+        output = output_paths(f"parquet://memory://{uuid.uuid4().hex}/out")
+        one = dataclasses.replace(plan(), shards=[Shard(0, 0, 0, rows, rows)])
+        self.processes = [Manifest.create(output, one) for _ in range(2)]
+        self.covered: dict[int, list[int]] = {}  # generation -> rows that were staged
+        self.view: list[int] = []
+        self.void: set[tuple[int, int]] = set()
+        self.folded: set[tuple[int, int]] = set()
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.draw(st.sampled_from(self.processes))
+
+    def do(self, *, well: bool = False) -> None:
+        """Publish every open generation; `well`: without failures, and without rejects that another attempt may save."""
+        manifest = self.manifest
+        for work in manifest.work():
+            scope = list(range(self.rows)) if work.ordinals is None else work.ordinals.tolist()
+            if not well and self.draw(st.integers(0, 3)) == 0:
+                outcome = receipt(0, work.generation, rows=len(scope), status="failed", rows_done=0, rows_out=0)
+            else:
+                codes = ["", "empty-text"] if well else ["", "empty-text", "failed", "not-finite"]
+                coded = {row: self.draw(st.sampled_from(codes)) for row in scope}
+                bad = [reject(0, row, code) for row, code in coded.items() if code]
+                self.covered[work.generation] = [row for row, code in coded.items() if not code]
+                name = manifest.write_rejects(0, work.generation, "a", bad)
+                counts = {code: n for code in codes[1:] if (n := sum(one.code == code for one in bad))}
+                outcome = receipt(0, work.generation, rows=len(scope), rejects=counts, rejects_file=name)
+            manifest.publish(outcome)
+
+    def fold(self, *, well: bool = False) -> None:
+        """As a sink does: each finished generation comes into view once, or is void for ever."""
+        for one in self.manifest.finished():
+            pair = (0, one.generation)
+            if pair not in self.folded | self.void:
+                lost = not well and self.draw(st.booleans())
+                (self.void if lost else self.folded).add(pair)
+                self.view += [] if lost else self.covered[one.generation]
+
+    def reopen(self) -> None:
+        event = self.draw(st.sampled_from(["rejects", "void", "failed"]))
+        acts = {
+            "void": lambda: self.manifest.reopen_void(self.void),
+            "failed": self.manifest.reopen_failed,
+            "rejects": self.manifest.reopen_rejects,
+        }
+        acts[event]()
+
+    def check(self) -> None:
+        assert sorted(set(self.view)) == sorted(self.view), "a row came into view twice"
+        totals = self.manifest.totals()
+        assert totals.rows_in == totals.done + totals.rejected + totals.failed
+        assert totals.rows_in + totals.remaining == self.rows
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), st.integers(0, 6))
+def test_every_row_ends_in_exactly_one_place(data: st.DataObject, rows: int) -> None:
+    """Whatever fails, is void or is reopened, in any order and by any process: in the end each row is in view or listed, once."""
+    model = Model(data, rows)
+    for event in data.draw(st.lists(st.sampled_from([model.do, model.reopen, model.fold]), min_size=3, max_size=16)):
+        event()
+        model.check()
+    model.manifest.reopen_failed()
+    model.manifest.reopen_void(model.void)
+    model.do(well=True)
+    model.fold(well=True)
+    model.check()
+    listed = [one.ordinal for one in model.manifest.rejects()]
+    assert sorted(model.view + listed) == list(range(rows))
+    totals = model.manifest.totals()
+    assert (totals.done, totals.rejected, totals.failed, totals.remaining) == (len(model.view), len(listed), 0, 0)
+    assert (totals.shards_done, sum(totals.rejects.values())) == (1, len(listed))
 
 
 @given(st.sets(st.integers(0, 300)))

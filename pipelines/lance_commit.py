@@ -207,7 +207,11 @@ def _row_addresses(table: lance.LanceDataset, key: str, values: pa.Array) -> np.
 
 
 def _literal(value: str | int) -> str:
-    return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
+    """The value in Lance's SQL, where nothing but the quote is special in a text, and a sign is not part of a number."""
+    # As an expression of pyarrow's it would need no words, but a table with a time or duration column cannot take one.
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return str(value) if value > -(2**63) else f"({value + 1} - 1)"  # 2**63 alone is read as a float
 
 
 def _delete(table: lance.LanceDataset, fragment: FragmentMetadata, offsets: np.ndarray) -> FragmentMetadata:

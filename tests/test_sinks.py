@@ -365,6 +365,36 @@ def test_replacing_twice_hits_rows_already_partly_deleted(table: Sink) -> None:
     assert found == dict.fromkeys(range(6), 3.0)
 
 
+ODD_IDS = {
+    "integers": [-(2**63), 1 - 2**63, -7, 0, 2**53 + 1, 2**63 - 1],
+    "strings": [
+        *("it's", "''", "' OR true OR '", 'q"', "back\\slash", "\\'", "a\nb", "\r\n", "\t", "nul\0", "\0", "`t`"),
+        *("", " ", " a", "a ", "%", "_", "--", "/*", "${x}", "ü", "u\u0308", "☃𝄞", "\u202e", "\ufeff", "long" * 25_000),
+    ],
+}
+
+
+@pytest.mark.parametrize("indexed", [False, True], ids=["scanned", "indexed"])
+@pytest.mark.parametrize("kind", ODD_IDS)
+def test_rows_are_replaced_whatever_their_id_is(table: Sink, kind: str, indexed: bool) -> None:
+    """No value that an id can have is too large, too long or too strange to name the row that goes, and that row alone."""
+    odd, type_ = ODD_IDS[kind], pa.int64() if kind == "integers" else pa.string()
+    near: list[Any] = [4, -(2**53)] if kind == "integers" else ["it", "'", "nul", "back", "OR true", "u", "long"]
+    schema = SCHEMA.set(0, pa.field("id", type_, nullable=False))
+
+    def valued(ids: list[Any], value: float) -> pa.Table:
+        return rows(["x"] * len(ids), value).set_column(0, schema.field("id"), pa.array(ids, type_)).cast(schema)
+
+    lancedb.connect(os.path.dirname(table.output.data)).create_table("docs", data=valued([*odd, *near], 1.0))
+    if indexed:
+        lance.dataset(table.output.data).create_scalar_index("id", "BTREE")
+    table.register("job", schema, on_existing="replace")
+    files = table.stage("job", 0, 0, "a", valued(odd, 2.0), replaces=pa.array(odd, type_))
+    table.fold("job", [Receipt(job="job", shard=0, generation=0, attempt="a", files=files)])
+    found = sorted((row["id"], row["vector"][0]) for row in read(table.output).to_pylist())
+    assert found == sorted([*((id, 2.0) for id in odd), *((id, 1.0) for id in near)])
+
+
 def test_one_replacing_job_at_a_time(table: Sink) -> None:
     """Two open jobs that replace rows of one table could undo each other; the second is refused by name of the first."""
     table.register("job", SCHEMA, on_existing="replace")

@@ -25,7 +25,7 @@ from .records import Receipt
 
 ROW_GROUP_ROWS = 10_000
 
-_PART = re.compile(r"part-(?P<job>[^-]+)-(?P<rest>schema|\d+\.\d+)\.parquet")
+PART = re.compile(r"part-(?P<job>[^-]+)-(?P<rest>schema|\d+\.\d+)\.parquet")
 
 
 class ParquetSink:
@@ -60,7 +60,7 @@ class ParquetSink:
                 f"{self.output.url} holds {foreign[0]}, which is no Parquet file and breaks readers of the folder; use another output"
             )
         # One file of each job, and each file of nobody's: parts of a job are all alike.
-        first = {match["job"] if (match := _PART.fullmatch(name)) else name: name for name in reversed(others)}
+        first = {match["job"] if (match := PART.fullmatch(name)) else name: name for name in reversed(others)}
         for name in first.values():
             existing = self._schema_of(name)
             check_schema(f"{self.output.url}/{name}", existing, schema)
@@ -181,7 +181,7 @@ class ParquetSink:
         return found
 
     def _had_rows(self, job: str, part: str) -> bool:
-        match = _PART.fullmatch(part)
+        match = PART.fullmatch(part)
         stored = match and self.output.job(job).read(f"folded/{match['rest']}.json")
         return bool(stored) and json.loads(stored)["rows"] > 0
 

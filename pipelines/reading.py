@@ -1,7 +1,8 @@
-"""Opens an output for reading, as any pyarrow or Lance user would; knows nothing of jobs."""
+"""Opens an output for reading, as any pyarrow or Lance user would; knows of jobs only what their Parquet parts are called."""
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
@@ -12,6 +13,8 @@ import pyarrow.dataset as pads
 
 from ..config.errors import OutputError
 from .output import find_output
+from .parquet_sink import PART
+from .provenance import RECIPES
 
 
 class Reading(Protocol):
@@ -31,6 +34,14 @@ def open_reading(output: str) -> Reading:
         if found.kind == "lancedb":
             return cast(Reading, lance.dataset(found.data))
         filesystem, path = fsspec.core.url_to_fs(found.data)
-        return cast(Reading, pads.dataset(path, filesystem=filesystem, format="parquet"))
+        return cast(Reading, _as_jobs_wrote_it(pads.dataset(path, filesystem=filesystem, format="parquet")))
     except (ValueError, FileNotFoundError) as error:
         raise OutputError(f"{output} cannot be read: {error}") from error
+
+
+def _as_jobs_wrote_it(data: Any) -> Any:
+    """The dataset under the schema of a part that says by which recipe it was made; pyarrow takes the first file's, whoever's that is."""
+    fragments = list(data.get_fragments())
+    parts = (one for one in fragments if PART.fullmatch(posixpath.basename(one.path)))
+    made = next((one.physical_schema for one in parts if RECIPES.encode() in (one.physical_schema.metadata or {})), None)
+    return data if made is None else pads.FileSystemDataset(fragments, made, data.format, data.filesystem)

@@ -27,6 +27,7 @@ from lading.pipelines.folder import open_folder
 from lading.pipelines.optimize import optimize
 from lading.pipelines.output import Output, find_output, output_paths
 from lading.pipelines.provenance import RECIPES
+from lading.pipelines.reading import open_reading
 from lading.pipelines.records import Receipt
 from lading.pipelines.sinks import Sink, open_sink
 
@@ -203,6 +204,22 @@ def test_parquet_vectors_are_stored_plain(tmp_path: Path) -> None:
     }
     assert codecs == {"id": "ZSTD", "vector.list.element": "UNCOMPRESSED", "text": "ZSTD"}
     assert read(sink.output).schema.field("vector").type == VECTOR
+
+
+@pytest.mark.parametrize("kind", ["parquet", "parquet-store"])
+def test_a_strangers_file_does_not_hide_by_which_recipe_rows_were_made(kind: str, tmp_path: Path) -> None:
+    """A Parquet file without metadata of ours may come first in the folder: schema and recipes are those of a job's part."""
+    place = str(tmp_path) if kind == "parquet" else f"memory://{uuid.uuid4().hex}"
+    with open_folder(f"{place}/docs").stream("a.parquet") as file:
+        pq.write_table(rows(["own"]).select(["text", "id", "vector"]).replace_schema_metadata(), file)
+    sink = open_sink(f"parquet://{place}/docs")
+    sink.register("job", SCHEMA, on_existing="append")
+    sink.fold("job", [staged(sink, 0, ["a"])])
+    reading = open_reading(sink.output.url)
+    assert (reading.schema.names, reading.schema.metadata) == (SCHEMA.names, SCHEMA.metadata)
+    found = pa.Table.from_batches(reading.to_batches(columns=["id", "vector"])).to_pylist()
+    assert {row["id"]: row["vector"] for row in found} == {"own": [1.0] * WIDTH, "a": [1.0] * WIDTH}
+    assert sorted(reading.take([0, 1])["id"].to_pylist()) == ["a", "own"]
 
 
 # -- several jobs, and outputs that do not fit

@@ -20,8 +20,8 @@ from .strict_yaml import load_mapping, parse_mapping
 
 FILE = "settings.yaml"
 WINDOW_BATCHES = 16  # batches' worth of tokens sorted together unless window_tokens says otherwise
-# LADING_ variables that are read elsewhere and are not settings.
-_NOT_SETTINGS = ("LADING_CONFIG_DIR", "LADING_FAILPOINT")
+# LADING_ variables that are read elsewhere and are not settings; a test compares the list with the code.
+_NOT_SETTINGS = ("LADING_ATTENTION", "LADING_CONFIG_DIR", "LADING_DEBUG", "LADING_FAILPOINT", "LADING_LINEAR")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,5 +43,7 @@ def _as_jobs_wrote_it(data: Any) -> Any:
     """The dataset under the schema of a part that says by which recipe it was made; pyarrow takes the first file's, whoever's that is."""
     fragments = list(data.get_fragments())
     parts = (one for one in fragments if PART.fullmatch(posixpath.basename(one.path)))
-    made = next((one.physical_schema for one in parts if RECIPES.encode() in (one.physical_schema.metadata or {})), None)
+    made = next(
+        (one.physical_schema for one in parts if RECIPES.encode() in (one.physical_schema.metadata or {})), None
+    )
     return data if made is None else pads.FileSystemDataset(fragments, made, data.format, data.filesystem)

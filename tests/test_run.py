@@ -379,6 +379,18 @@ def test_a_query_finds_the_text_it_repeats(corpus, tiny_encoder, to):
     assert body in [hit.text for hit in query(to, body, top=3, device="cpu")]
 
 
+def test_a_query_finds_rows_beside_a_strangers_parquet_file(corpus, tiny_encoder, tmp_path):
+    """A Parquet file of somebody's own in the output, first by name and without recipes, does not keep `query` from it."""
+    done(job_spec(corpus, tiny_encoder, f"parquet://{tmp_path}/first", prompt="none"))
+    own = pads.dataset(tmp_path / "first").to_table().slice(0, 1).replace_schema_metadata()
+    (tmp_path / "docs").mkdir()
+    pq.write_table(own, tmp_path / "docs" / "a.parquet")
+    to = f"parquet://{tmp_path}/docs"
+    done(job_spec(corpus, tiny_encoder, to, prompt="none", on_existing="append"))
+    body = pq.read_table(corpus)["body"][11].as_py()
+    assert body in [hit.text for hit in query(to, body, top=3, device="cpu")]
+
+
 def test_status_counts_input_rows(corpus, tiny_encoder, to):
     """`status` reads from the job's folder what was done."""
     done(job_spec(corpus, tiny_encoder, to))

@@ -84,3 +84,32 @@ def test_a_wrong_variable_names_itself():
     ):
         settings.load({"LADING_THREDS": "1"})
     settings.load({"LADING_SERVICE_HOST": "10.0.0.1", "LADING_PORT_8080_TCP": "tcp://", "LADING_FAILPOINT": "x=kill"})
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("LADING_ATENTION", "LADING_ATTENTION"),
+        ("LADING_LINEAER", "LADING_LINEAR"),
+        ("LADING_DEBUGG", "LADING_DEBUG"),
+        ("LADING_CONFIG", "LADING_CONFIG_DIR"),
+        ("LADING_FAIL_POINT", "LADING_FAILPOINT"),
+    ],
+)
+def test_a_misspelt_variable_that_is_no_setting_is_named_too(misspelt: str, meant: str):
+    """A switch read elsewhere would be off in silence if its misspelling passed; spelt right, it is nobody's mistake."""
+    with pytest.raises(UsageError, match=f"{misspelt}: unknown setting in the environment; did you mean '{meant}'"):
+        settings.load({misspelt: "1"})
+    settings.load({meant: ""})
+
+
+def test_every_variable_that_the_code_reads_is_known():
+    """A LADING_ variable that some module reads is a setting or listed beside them, or its misspellings would pass."""
+    root = Path(__file__).parents[1]
+    files = [
+        file for room in ("adapters", "cli", "config", "pipelines", "workers") for file in root.glob(f"{room}/*.py")
+    ]
+    read = {name for file in files for name in re.findall(r"\"(LADING_[A-Z_]*[A-Z])\"", file.read_text())}
+    assert {"LADING_CONFIG_DIR", "LADING_DEBUG"} <= read
+    known = {f"LADING_{field.name.upper()}" for field in dataclasses.fields(settings.Settings)}
+    assert read - known == set(settings._NOT_SETTINGS)

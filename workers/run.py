@@ -70,15 +70,13 @@ class _Run:
         self.manifest.reopen_failed()
         totals = self.manifest.totals()
         self.done_before, self.rejected, self.done_shards = totals.done, totals.rejected, totals.shards_done
-        try:
-            self._check_rejects()
-        except TooManyRejects as error:
-            self._fold()
-            return self._end("stopped", str(error), 0.0)
+        if self._too_many(totals.rejected):
+            self._fold()  # what is published is to be seen, and what turns out void counts no more
+            if too_many := self._too_many(self.rejected):
+                return self._end("stopped", too_many, 0.0)
         works = self.manifest.work()
         if not works:  # all published, by an earlier run or another process; perhaps not all folded
-            self._fold()
-            works = self.manifest.work()
+            works = self._left()
         if not works:
             return self._end("finished", "", 0.0)
         began = time.monotonic()
@@ -100,8 +98,7 @@ class _Run:
         try:
             while works and not self.stop.is_set():
                 self._pass(works)
-                self._fold()
-                works = self.manifest.work()  # what other processes began and lost, or what turned out void
+                works = self._left()  # what other processes began and lost, or what turned out void
             if works:
                 state, reason = "interrupted", "stopped on request; the same command resumes"
         except TooManyRejects as error:
@@ -124,6 +121,14 @@ class _Run:
                 writing = [one for one in writing if not (one.done() and one.result() is None)]
             for one in writing:
                 one.result()
+
+    def _left(self) -> list[Work]:
+        """What is to be done once all that is published is in view; nothing only if a fold that began with nothing left
+        found nothing void: what others publish while this process folds is not left out."""
+        self._fold()
+        while not (works := self.manifest.work()) and self._fold():
+            pass
+        return works
 
     def _unclaimed(self, works: list[Work]) -> Iterator[Work]:
         """Shards that no other process has published meanwhile."""
@@ -156,13 +161,22 @@ class _Run:
         self._check_rejects()
 
     def _check_rejects(self) -> None:
-        """Raises TooManyRejects if the job has more rejects than its policy lets pass."""
+        """Raises TooManyRejects if the job, whoever works on it, has more rejects than its policy lets pass."""
+        if self._too_many(self.rejected):
+            # What was added since the last fold may be another process's and counted before: the receipts decide.
+            self.rejected = self.manifest.totals().rejected
+            if reason := self._too_many(self.rejected):
+                raise TooManyRejects(reason)
+
+    def _too_many(self, rejected: int) -> str:
+        """Why a job with so many rejects stops, "" if it need not."""
         limit = self.draft.spec.policy.max_rejects
-        if limit is not None and self.rejected > limit:
-            raise TooManyRejects(
-                f"{self.rejected} rows rejected, more than max_rejects = {limit}: see lading rejects {self.sink.output}; "
-                "the same command with a higher limit goes on"
-            )
+        if limit is None or rejected <= limit:
+            return ""
+        return (
+            f"{rejected} rows rejected, more than max_rejects = {limit}: see lading rejects {self.sink.output}; "
+            "the same command with a higher limit goes on"
+        )
 
     def _publish(self, shard: ShardInFlight) -> Receipt:
         """Stage the rows, then decide by the marker whether they count. Returns the receipt that counts."""
@@ -196,14 +210,19 @@ class _Run:
             self.sink.discard(files)
         return winner
 
-    def _fold(self) -> None:
+    def _fold(self) -> bool:
+        """Bring into view what is published; whether some of it was void and is to be done again."""
         with self.fold_clock:
-            folded = self.sink.fold(self.job.id, self.manifest.finished())
+            receipts = self.manifest.finished()
+            folded = self.sink.fold(self.job.id, receipts)
         if folded.void:  # staged files that were cleaned away before they came into view are made again
             self.manifest.reopen_void(folded.void)
+        # Other processes' too. Never too few; too many where a later generation took rejects over.
+        self.rejected = sum(one.rejected for one in receipts if (one.shard, one.generation) not in folded.void)
         self.folds += folded.shards > 0
         self.conflicts += folded.conflicts
         self.last_fold = time.monotonic()
+        return bool(folded.void)
 
     # -- the end
 
@@ -212,6 +231,8 @@ class _Run:
         totals = self.manifest.totals()
         if state == "finished" and totals.shards_failed:
             state, reason = "unfinished", f"{totals.shards_failed} shards failed; {totals.failure}"
+        elif state == "finished" and (too_many := self._too_many(totals.rejected)):
+            state, reason = "stopped", too_many
         summary = _summary(self.job, state, reason, run=self, load_s=load_s)
         if state == "finished":
             try:

@@ -88,6 +88,14 @@ def encode(corpus: Path, model: Path, to: str, on_existing: str = "refuse") -> J
     )
 
 
+def command(spec: JobSpec) -> list[str]:
+    """What a user types for a job that `encode` made."""
+    options = {"id": spec.source.id, "text": spec.steps[0].text[0], "model": spec.steps[0].model, "to": spec.sink.to}
+    typed = [word for name, value in options.items() for word in (f"--{name}", value)]
+    kept = [word for name in spec.source.keep or () for word in ("--keep", name)]
+    return ["encode", *spec.source.paths, *typed, *kept, "--shard-rows", str(spec.policy.shard_rows)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """All that a job leaves for its users."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import resource
 import threading
 from pathlib import Path
 
@@ -318,6 +319,25 @@ def test_a_staged_file_that_is_gone_at_the_last_fold_is_made_again(many_shards, 
     assert (summary.state, summary.exit_code, summary.rows_done, summary.rejected) == ("finished", 0, 40, 20)
     assert {one.shard for one in other.receipts() if one.generation == 1} == removed
     assert [row["id"] for row in table_of(job.draft.spec).to_pylist()] == [f"k{n:02d}" for n in range(60) if n % 3 != 2]
+
+
+def test_what_is_published_when_a_run_stops_is_in_the_output(tmp_path, tiny_encoder, to, monkeypatch):
+    """A shard that the disk has no room for stops the run; those before it are brought into view, not only counted."""
+    monkeypatch.setenv("LADING_FOLD_INTERVAL_S", "1000")
+    monkeypatch.setenv("LADING_WINDOW_TOKENS", "8")
+    bodies = ["a cat"] * 20 + [np.random.default_rng(0).bytes(1_000_000).hex()]
+    pq.write_table(pa.table({"key": [f"k{n:02d}" for n in range(21)], "body": bodies}), tmp_path / "in.parquet")
+    spec = job_spec(tmp_path / "in.parquet", tiny_encoder, to, shard_rows=4)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
+    try:
+        summary = done(spec, batch_tokens=8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (summary.state, summary.exit_code, summary.rows_done, summary.remaining_shards) == ("stopped", 3, 17, 1)
+    assert table_of(spec).num_rows == 17
+    assert done(spec).state == "finished"
+    assert table_of(spec).num_rows == 21
 
 
 def test_a_source_that_changes_under_the_job_fails_its_shards(corpus, tiny_encoder, to):

@@ -106,6 +106,8 @@ class _Run:
             state, reason = "stopped", str(error)
         except StopJob as error:
             state, reason = "stopped", str(error)
+            with contextlib.suppress(StopJob):  # the reason why nothing more can be brought into view is known
+                self._fold()
         return self._end(state, reason, load_s)
 
     def _pass(self, works: list[Work]) -> None:

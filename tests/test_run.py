@@ -22,10 +22,12 @@ from tokenizers import Tokenizer
 
 from lading.config.errors import OutputError, TableChanged
 from lading.pipelines.job import draft, start
-from lading.pipelines.manifest import Manifest
+from lading.pipelines.manifest import Manifest, Work
+from lading.pipelines.output import Folded
 from lading.pipelines.reading import open_reading
 from lading.pipelines.records import Receipt, Reject
 from lading.pipelines.report import rejects, status
+from lading.pipelines.sinks import open_sink
 from lading.pipelines.spec import JobSpec, PolicySpec, SinkSpec, SourceSpec, StepSpec
 from lading.workers.query import query
 from lading.workers.run import run
@@ -319,6 +321,38 @@ def test_a_staged_file_that_is_gone_at_the_last_fold_is_made_again(many_shards, 
     assert (summary.state, summary.exit_code, summary.rows_done, summary.rejected) == ("finished", 0, 40, 20)
     assert {one.shard for one in other.receipts() if one.generation == 1} == removed
     assert [row["id"] for row in table_of(job.draft.spec).to_pylist()] == [f"k{n:02d}" for n in range(60) if n % 3 != 2]
+
+
+def test_what_others_publish_during_the_last_fold_is_folded_too(many_shards, tiny_encoder, to, monkeypatch):
+    """Another process does a void shard again and publishes it while this one folds for the last time: this one ends it all."""
+    monkeypatch.setenv("LADING_FOLD_INTERVAL_S", "1000")
+    job = start(draft(job_spec(many_shards, tiny_encoder, to, shard_rows=1)))
+    ours, other, others = job.draft.sink, Manifest.open(job.draft.sink.output, job.id), open_sink(to)
+    others.register(job.id, job.draft.schema, on_existing="refuse")
+    again: list[Work] = []
+
+    def reopen(_: object) -> None:
+        if not again and (published := [one for one in other.receipts() if one.files]):
+            ours.discard(published[0].files)
+            other.reopen_void(others.fold(job.id, published[:1]).void)
+            again.extend(work for work in other.work() if work.generation == 1)
+
+    def publish_after(job_id: str, receipts: list[Receipt]) -> Folded:
+        folded = fold(job_id, receipts)
+        for work in again:
+            row, number = work.shard.start, work.shard.number
+            rejects = [Reject(number, 0, str(many_shards), row, f"k{row:02d}", "failed", "")]
+            receipt = Receipt(job.id, number, 1, "other", rows_in=1, rejected=1, rejects={"failed": 1})
+            name = other.write_rejects(number, 1, "other", rejects)
+            other.publish(dataclasses.replace(receipt, rejects_file=name))
+        return folded
+
+    fold = ours.fold
+    monkeypatch.setattr(ours, "fold", publish_after)
+    summary = run(job, device="cpu", threads=1, batch_tokens=8, on_progress=reopen)
+    assert len(again) == 1
+    assert (summary.state, summary.exit_code, summary.rows_done, summary.rejected) == ("finished", 0, 39, 21)
+    assert table_of(job.draft.spec).num_rows == 39
 
 
 def test_what_is_published_when_a_run_stops_is_in_the_output(tmp_path, tiny_encoder, to, monkeypatch):

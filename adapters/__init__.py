@@ -21,7 +21,8 @@ ADAPTERS = {
 def load(recipe: Recipe, folder: Path, *, device: str = "auto", threads: int = 0) -> Adapter:
     """The adapter for a recipe, with its model loaded from `folder` and ready to run.
 
-    device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1"; threads: CPU threads, 0 for all cores.
+    device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1"; threads: CPU threads, each for a
+    batch of its own (`Adapter.streams`), 0 for all cores.
     Raises ModelError, in words for the user, if the checkpoint is incomplete, unsafe or of a kind that does not fit.
     """
     module, name = ADAPTERS[recipe.task]

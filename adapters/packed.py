@@ -95,7 +95,7 @@ class PackedModel:
         self.first_position = int(config.pad_token_id) + 1 if padded else 0
         self.uses_types = getattr(config, "type_vocab_size", 0) > 1
         self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
-        self.backend = attention.choose(self.device, dtype)
+        self.backend = attention.choose(self.device, dtype, _head_size(config))
         _first_rows_for_heads(self.model)
         products = self._become_packed(dtype)
         self.kernel = f"{self.backend.name}+{products}/{self.device.type}/{recipe.precision}"
@@ -183,6 +183,12 @@ def _first_rows_for_heads(model: transformers.PreTrainedModel) -> None:
         return output
 
     backbone.register_forward_hook(pick)
+
+
+def _head_size(config: Any) -> int:
+    """Numbers in a query, 0 where the config does not say: some models have layers of several sizes."""
+    heads = getattr(config, "num_attention_heads", 0)
+    return getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
 
 
 def _sample(config: Any) -> list[list[int]]:

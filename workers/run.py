@@ -31,6 +31,11 @@ from .summary import Progress, Summary
 log = logging.getLogger(__name__)
 
 
+def check_device(name: str) -> None:
+    """Raises UsageError unless `run` can have this device: to be asked before `start` makes anything."""
+    adapters.check_device(name)
+
+
 def run(
     job: Job,
     *,

@@ -27,7 +27,7 @@ ENDING = (*opt.RUN, *DRY_RUN, *opt.JSON, *opt.QUIET)
     opt.MODEL,
     opt.ENCODE,
     opt.VECTOR,
-    opt.LONG_TEXT,
+    opt.CHUNKS,
     opt.SINK,
     opt.LIMIT,
     ENDING,

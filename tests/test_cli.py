@@ -124,6 +124,17 @@ def test_help_repeats_the_defaults_of_the_spec(verb: click.Command) -> None:
     assert compared >= 2
 
 
+@pytest.mark.parametrize("verb", [jobs.encode, jobs.score, jobs.extract], ids=lambda verb: verb.name)
+def test_a_verb_offers_what_it_takes(verb: click.Command) -> None:
+    """Only `encode` offers chunks: the others would refuse them."""
+    offered = {option.name: option for option in verb.params}
+    chunks = verb is jobs.encode
+    assert ("chunk_tokens" in offered, "chunk_overlap" in offered) == (chunks, chunks)
+    words = offered["long_text"].type
+    assert isinstance(words, click.Choice)
+    assert set(words.choices) - {"truncate", "reject"} == ({"chunk"} if chunks else set())
+
+
 def test_options_stand_in_place_of_what_the_file_says(tmp_path: Path) -> None:
     """`run` and `plan` take the file's word but for the options that are given."""
     path = tmp_path / "job.yaml"

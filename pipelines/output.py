@@ -12,6 +12,7 @@ from ..config.errors import OutputError, nearest
 from .folder import Folder, open_folder
 from .generations import Pair
 from .provenance import RECIPES
+from .stores import open_store
 
 KINDS = ("lancedb", "parquet")
 
@@ -147,7 +148,5 @@ def _absolute(place: str) -> str:
 def _exists(place: str) -> bool:
     if "://" not in place:
         return os.path.isdir(place)
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(place)
+    filesystem, path = open_store(place, OutputError)
     return filesystem.exists(path)

@@ -61,9 +61,14 @@ class Optimized:
 def optimize(output: str) -> Optimized:
     """Tidy the output named by URL or bare path. Raises OutputError where there is none."""
     found = find_output(output)
+    names = jobs(found)
+    if found.kind == "parquet" and not names:
+        raise OutputError(
+            f"{output} is no output of lading's: no job has written to it (looked in {found.manifest}/jobs)"
+        )
     done = Optimized(str(found))
-    closed = [job for job in jobs(found) if found.job(job).exists("closed.json")]
-    running = sorted(set(jobs(found)) - set(closed))
+    closed = [job for job in names if found.job(job).exists("closed.json")]
+    running = sorted(set(names) - set(closed))
     if found.kind == "lancedb":
         _optimize_table(found, done, running)
     for job in closed:
@@ -85,7 +90,7 @@ def _optimize_table(output: Output, done: Optimized, running: list[str]) -> None
     lance_commit.check_versions()
     table = lance_commit.open_table(output.data)
     if table is None:
-        raise OutputError(f"{output.data} does not exist")
+        raise OutputError(f"{output.data} is no LanceDB table")
     done.fragments_before = len(table.get_fragments())
     _retried(output.data, lambda newest: newest.optimize.compact_files())
     for column, kind, options in _wanted_indexes(table, done):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..config.words import counted
 from . import options as opt
 from .progress import duration
 
@@ -39,13 +40,15 @@ def status(output: str, as_json: bool) -> None:
 def _status_lines(one: JobStatus) -> list[str]:
     from ..pipelines.report import age
 
-    of = f" of {one.rows_total:,}" if one.rows_total is not None else ""
+    rows = counted(one.rows_done, "row", of=one.rows_total)
+    shards = counted(one.shards_done, "shard", of=one.shards_total)
     lines = [
         f"job {one.job}: {one.state}, begun {age(one.created)}",
-        f"  {one.rows_done:,}{of} rows done, {one.rejected:,} rejected, {one.shards_done:,} of {one.shards_total:,} shards",
+        f"  {rows} done, {one.rejected:,} rejected, {shards}",
     ]
     if one.failed or one.failure:
-        lines.append(f"  {one.failed:,} rows in failed shards: {one.failure}")
+        rows = counted(one.failed, "row") if one.failed else "an unknown number of rows"
+        lines.append(f"  {rows} in failed shards: {one.failure}")
     if one.state != "finished":
         last = f"last shard {age(one.last_receipt)}" if one.last_receipt else "no shard yet"
         lines.append(f"  {one.rows_per_s:,.1f} rows/s since it began, {last}, {duration(one.seconds_left)} left")

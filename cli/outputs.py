@@ -14,8 +14,9 @@ from . import options as opt
 from .progress import duration
 
 if TYPE_CHECKING:
-    from ..pipelines.report import JobStatus
+    from ..pipelines.report import FailedShard, JobStatus
 
+FAILED = "failed-shard"  # beside the codes of rejects (pipelines/records.py), for `rejects --json`
 OUTPUT = click.argument("output", metavar="OUTPUT")
 
 
@@ -62,8 +63,9 @@ def _status_lines(one: JobStatus) -> list[str]:
 def rejects(output: str, job: str | None, as_json: bool) -> None:
     """List the rows that are not in OUTPUT, and why.
 
-    With --json, one object per line.
+    With --json, one object per line. Rows in failed shards are not listed one by one: there is a line for each such shard.
     """
+    from ..pipelines.report import failed_shards
     from ..pipelines.report import rejects as rejects_of
 
     for one in rejects_of(output, job):
@@ -72,6 +74,27 @@ def rejects(output: str, job: str | None, as_json: bool) -> None:
         else:
             named = "" if one.id is None else f"  id {one.id}"
             click.echo(f"{one.code}  {one.input}:{one.position}{named}  {one.detail}")
+    failed = failed_shards(output, job)
+    if as_json:
+        for one in failed:
+            click.echo(json.dumps(_as_reject(one)))
+    elif failed:
+        click.echo("\n".join(_failed_lines(failed)), err=True)
+
+
+def _as_reject(one: FailedShard) -> dict[str, str | int | None]:
+    """A failed shard in the form of a reject that stands for all its rows, so that every line has the same keys."""
+    nowhere = {"ordinal": None, "position": None, "id": None}
+    return {"shard": one.shard, "input": one.input, **nowhere, "code": FAILED, "detail": one.reason, "rows": one.rows}
+
+
+def _failed_lines(failed: list[FailedShard]) -> list[str]:
+    head = f"lading: {counted(len(failed), 'shard')} failed, whose rows are neither in the output nor listed here:"
+    lines = [head]
+    for one in failed:
+        rows = "" if one.rows is None else f" ({counted(one.rows, 'row')})"
+        lines.append(f"  job {one.job}, shard {one.shard} of {one.input}{rows}: {one.reason}")
+    return [*lines, "  the command that made the job tries them again"]
 
 
 @click.command()

@@ -70,7 +70,7 @@ def rejects(output: str, job: str | None, as_json: bool) -> None:
 
     for one in rejects_of(output, job):
         if as_json:
-            click.echo(json.dumps(dataclasses.asdict(one)))
+            click.echo(json.dumps({**dataclasses.asdict(one), "rows": 1}))
         else:
             named = "" if one.id is None else f"  id {one.id}"
             click.echo(f"{one.code}  {one.input}:{one.position}{named}  {one.detail}")
@@ -122,7 +122,7 @@ def query(output: str, text: str, top: int, column: str, device: str, as_json: b
 
 def _clip(text: str, width: int) -> str:
     one_line = " ".join(text.split())
-    return one_line if len(one_line) <= width else one_line[: width - 1] + "…"
+    return one_line if len(one_line) <= width else one_line[: width - 3] + "..."
 
 
 @click.command()

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from lading.cli.app import cli
+from lading.cli.streams import READER_LEFT
 from lading.pipelines.spec import from_dict
 from lading.workers.summary import EXIT_CODES
 
@@ -90,9 +91,9 @@ def test_the_manual_knows_every_verb() -> None:
 
 
 def test_the_manual_knows_every_exit_code() -> None:
-    """docs/cli.md explains each code that the command can give: those of a run's end, and 1 and 2."""
+    """docs/cli.md explains each code that the command can give: those of a run's end, of a reader that left, and 1 and 2."""
     rows = re.findall(r"^\| (\d+) \|", (ROOT / "docs/cli.md").read_text(), re.MULTILINE)
-    assert {int(row) for row in rows} == {*EXIT_CODES.values(), 1, 2}
+    assert {int(row) for row in rows} == {*EXIT_CODES.values(), 1, 2, READER_LEFT}
 
 
 def test_the_manual_s_job_is_valid() -> None:

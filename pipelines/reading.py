@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
-import fsspec
 import lance
 import pyarrow as pa
 import pyarrow.dataset as pads
 
 from ..config.errors import OutputError
 from .output import find_output
+from .stores import open_store
 
 
 class Reading(Protocol):
@@ -30,7 +30,7 @@ def open_reading(output: str) -> Reading:
     try:
         if found.kind == "lancedb":
             return cast(Reading, lance.dataset(found.data))
-        filesystem, path = fsspec.core.url_to_fs(found.data)
+        filesystem, path = open_store(found.data, OutputError)
         return cast(Reading, pads.dataset(path, filesystem=filesystem, format="parquet"))
     except (ValueError, FileNotFoundError) as error:
         raise OutputError(f"{output} cannot be read: {error}") from error

@@ -18,6 +18,7 @@ from .. import adapters
 from ..config.errors import StopJob, TooManyRejects
 from ..config.settings import Settings
 from ..config.settings import load as load_settings
+from ..config.words import counted
 from ..pipelines import sources
 from ..pipelines.job import Job
 from ..pipelines.manifest import Work
@@ -29,6 +30,11 @@ from .stages import Clock
 from .summary import Progress, Summary
 
 log = logging.getLogger(__name__)
+
+
+def check_device(name: str) -> None:
+    """Raises UsageError unless `run` can have this device: to be asked before `start` makes anything."""
+    adapters.check_device(name)
 
 
 def run(
@@ -160,7 +166,7 @@ class _Run:
         limit = self.draft.spec.policy.max_rejects
         if limit is not None and self.rejected > limit:
             raise TooManyRejects(
-                f"{self.rejected} rows rejected, more than max_rejects = {limit}: see lading rejects {self.sink.output}; "
+                f"{counted(self.rejected, 'row')} rejected, more than max_rejects = {limit}: see lading rejects {self.sink.output}; "
                 "the same command with a higher limit goes on"
             )
 
@@ -211,7 +217,7 @@ class _Run:
         """Close the job if all of it is in the output. The counts must balance, or this raises."""
         totals = self.manifest.totals()
         if state == "finished" and totals.shards_failed:
-            state, reason = "unfinished", f"{totals.shards_failed} shards failed; {totals.failure}"
+            state, reason = "unfinished", f"{counted(totals.shards_failed, 'shard')} failed; {totals.failure}"
         summary = _summary(self.job, state, reason, run=self, load_s=load_s)
         if state == "finished":
             try:
@@ -286,6 +292,7 @@ def _summary(job: Job, state: str, reason: str = "", *, run: _Run | None = None,
         output=str(job.draft.sink.output),
         state=state,
         reason=reason,
+        rows_total=totals.rows_in if totals.shards_done == totals.shards else job.draft.rows,
         rows_in=totals.rows_in,
         rows_done=totals.done,
         rejected=totals.rejected,

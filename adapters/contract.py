@@ -34,12 +34,15 @@ class Outputs:
 
 
 class Adapter(Protocol):
-    """A loaded model. `prepare` is called from a CPU thread while `run` runs on the device thread."""
+    """A loaded model. `prepare` is called from one thread, `run` from up to `streams` others, all at the same time."""
 
     inputs: int  # how many text columns it takes: 1, or 2 for pairs
     fields: list[pa.Field]  # the result columns, without the user's prefix; metadata says how to undo a quantisation
     kernel: str  # what runs attention and matrix products here, for logs and receipts
     device: str  # cpu, cuda, cuda:0
+    streams: (
+        int  # batches that run best at once: on a CPU one a thread, which then share no work and never wait; else 1
+    )
 
     def prepare(self, columns: list[pa.Array]) -> Prepared:
         """Tokenise `inputs` string columns of equal length. Never raises for a bad text: it goes to `bad`."""

@@ -186,7 +186,7 @@ class DenseEncoder:
         self.projections = [Projection(folder / name).to(self.packed.device) for name in recipe.modules]
         self.skip = 0 if recipe.include_prompt else self.tokenizer.prompt_tokens
         self.kernel = self.packed.kernel
-        self.device = str(self.packed.device)
+        self.device, self.streams = str(self.packed.device), self.packed.streams
 
     def prepare(self, columns: list[pa.Array]) -> Prepared:
         """See `Adapter.prepare`."""

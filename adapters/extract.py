@@ -43,7 +43,7 @@ class TokenClassifier:
         if labels != len(recipe.labels):
             raise ModelError(f"{folder} has {labels} labels, the recipe {len(recipe.labels)}")
         self.kernel = self.packed.kernel
-        self.device = str(self.packed.device)
+        self.device, self.streams = str(self.packed.device), self.packed.streams
         tags = [label[2:] if label.startswith(("B-", "I-")) else label for label in recipe.labels]
         self._tags = np.array([tags.index(tag) for tag in tags])  # class -> one number per kind of entity
         self._begins = np.array([label.startswith("B-") for label in recipe.labels])

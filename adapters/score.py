@@ -40,7 +40,7 @@ class CrossEncoder:
         if labels != 1:
             raise ModelError(f"{folder} gives {labels} labels for a pair; a score needs a model with one")
         self.kernel = self.packed.kernel
-        self.device = str(self.packed.device)
+        self.device, self.streams = str(self.packed.device), self.packed.streams
 
     def prepare(self, columns: list[pa.Array]) -> Prepared:
         """See `Adapter.prepare`. A pair that is too long loses tokens of its longer text first."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,8 @@ def _tokenizer(folder: Path):
 
 
 def lading(folder: Path, texts: list[str], precision: str, budget: int, threads: int) -> tuple[str, Candidate]:
-    """The adapter as the engine uses it: prepare, pack, run. Also the name of its kernel."""
+    """The adapter as the engine uses it: prepare, pack, run as many batches at once as it has streams. Also the name of
+    its kernel."""
     import pyarrow as pa
 
     from lading.adapters import load
@@ -48,13 +50,16 @@ def lading(folder: Path, texts: list[str], precision: str, budget: int, threads:
 
     recipe = resolve(locate(str(folder)), task="encode", max_tokens=MAX_TOKENS, precision=precision)
     adapter = load(recipe, folder, device="cpu", threads=threads)
+    device = ThreadPoolExecutor(adapter.streams)
 
     def run() -> np.ndarray:
         prepared = adapter.prepare([pa.array(texts)])
         vectors = np.empty((len(texts), recipe.dims), np.float32)
-        for batch in pack(prepared.costs, budget):
-            column = adapter.run([(prepared, batch)]).batch.column(0)
-            vectors[batch] = column.flatten().to_numpy().reshape(len(batch), -1)
+        batches = pack(prepared.costs, budget)
+        for batch, outputs in zip(
+            batches, device.map(lambda one: adapter.run([(prepared, one)]), batches), strict=True
+        ):
+            vectors[batch] = outputs.batch.column(0).flatten().to_numpy().reshape(len(batch), -1)
         return vectors
 
     return adapter.kernel, run

@@ -9,11 +9,13 @@ import logging
 import os
 import sys
 import traceback
+from typing import Any
 
 import click
 
 from ..config.errors import LadingError, UsageError
 from . import jobs, outputs
+from .streams import READER_LEFT, ReaderLeft, noticing_readers, print_any_letter
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 WORKER_PACKAGES = {"huggingface_hub", "safetensors", "tokenizers", "torch", "transformers"}
@@ -27,14 +29,22 @@ class _Said(logging.Handler):
         click.echo(f"lading: {self.format(record)}", err=True)
 
 
-class _InOrder(click.Group):
-    """Lists the verbs in the order of use, not of the alphabet."""
+class _Verbs(click.Group):
+    """Lists the verbs in the order of use, not of the alphabet, and sees broken pipes before click does."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
+    def make_context(self, *given: Any, **more: Any) -> click.Context:
+        with noticing_readers():  # --help is printed here
+            return super().make_context(*given, **more)
 
-@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
+    def invoke(self, ctx: click.Context) -> Any:
+        with noticing_readers():
+            return super().invoke(ctx)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="lading")
 @click.option(
     "-v", "--verbose", is_flag=True, help="Say what is decided on the way: kernels, where the model came from."
@@ -70,8 +80,11 @@ def completion(shell: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line (`sys.argv` by default); returns the exit code. Never a traceback, unless LADING_DEBUG=1."""
+    print_any_letter()
     try:
         return cli.main(arguments, prog_name="lading", standalone_mode=False) or 0
+    except ReaderLeft:
+        return READER_LEFT
     except click.ClickException as error:
         error.show()
         return error.exit_code

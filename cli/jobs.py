@@ -27,7 +27,7 @@ ENDING = (*opt.RUN, *DRY_RUN, *opt.JSON, *opt.QUIET)
     opt.MODEL,
     opt.ENCODE,
     opt.VECTOR,
-    opt.LONG_TEXT,
+    opt.CHUNKS,
     opt.SINK,
     opt.LIMIT,
     ENDING,
@@ -107,8 +107,10 @@ def _carry_out(spec: JobSpec, given: dict[str, Any]) -> int:
     drafted = draft(spec)  # a wrong spec is refused before torch is loaded
     if not quiet:
         click.echo(f"model: {drafted.checkpoint.describe()}", err=True)
+    from ..workers.run import check_device
     from ..workers.run import run as run_job
 
+    check_device(given["device"])
     with orderly_stop() as stop, reporting(quiet=quiet) as on_progress:
         summary = run_job(
             start(drafted),

@@ -66,12 +66,14 @@ ACTIVATION: tuple[Decorator, ...] = (
     ),
 )
 
-LONG_TEXT: tuple[Decorator, ...] = (
-    click.option(
-        "--long-text",
-        type=_choice("truncate", "chunk", "reject"),
-        help="What to do with long texts.  [default: truncate]",
-    ),
+
+def _long_text(*choices: str) -> Decorator:
+    return click.option("--long-text", type=_choice(*choices), help="What to do with long texts.  [default: truncate]")
+
+
+LONG_TEXT: tuple[Decorator, ...] = (_long_text("truncate", "reject"),)
+CHUNKS: tuple[Decorator, ...] = (
+    _long_text("truncate", "chunk", "reject"),
     click.option("--chunk-tokens", metavar="N", type=COUNT, help="Tokens per chunk.  [default: max-tokens]"),
     click.option(
         "--chunk-overlap",

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..config.words import counted
 from . import options as opt
 from .progress import duration
 
 if TYPE_CHECKING:
-    from ..pipelines.report import JobStatus
+    from ..pipelines.report import FailedShard, JobStatus
 
+FAILED = "failed-shard"  # beside the codes of rejects (pipelines/records.py), for `rejects --json`
 OUTPUT = click.argument("output", metavar="OUTPUT")
 
 
@@ -39,13 +41,15 @@ def status(output: str, as_json: bool) -> None:
 def _status_lines(one: JobStatus) -> list[str]:
     from ..pipelines.report import age
 
-    of = f" of {one.rows_total:,}" if one.rows_total is not None else ""
+    rows = counted(one.rows_done, "row", of=one.rows_total)
+    shards = counted(one.shards_done, "shard", of=one.shards_total)
     lines = [
         f"job {one.job}: {one.state}, begun {age(one.created)}",
-        f"  {one.rows_done:,}{of} rows done, {one.rejected:,} rejected, {one.shards_done:,} of {one.shards_total:,} shards",
+        f"  {rows} done, {one.rejected:,} rejected, {shards}",
     ]
     if one.failed or one.failure:
-        lines.append(f"  {one.failed:,} rows in failed shards: {one.failure}")
+        rows = counted(one.failed, "row") if one.failed else "an unknown number of rows"
+        lines.append(f"  {rows} in failed shards: {one.failure}")
     if one.state != "finished":
         last = f"last shard {age(one.last_receipt)}" if one.last_receipt else "no shard yet"
         lines.append(f"  {one.rows_per_s:,.1f} rows/s since it began, {last}, {duration(one.seconds_left)} left")
@@ -59,16 +63,38 @@ def _status_lines(one: JobStatus) -> list[str]:
 def rejects(output: str, job: str | None, as_json: bool) -> None:
     """List the rows that are not in OUTPUT, and why.
 
-    With --json, one object per line.
+    With --json, one object per line. Rows in failed shards are not listed one by one: there is a line for each such shard.
     """
+    from ..pipelines.report import failed_shards
     from ..pipelines.report import rejects as rejects_of
 
     for one in rejects_of(output, job):
         if as_json:
-            click.echo(json.dumps(dataclasses.asdict(one)))
+            click.echo(json.dumps({**dataclasses.asdict(one), "rows": 1}))
         else:
             named = "" if one.id is None else f"  id {one.id}"
             click.echo(f"{one.code}  {one.input}:{one.position}{named}  {one.detail}")
+    failed = failed_shards(output, job)
+    if as_json:
+        for one in failed:
+            click.echo(json.dumps(_as_reject(one)))
+    elif failed:
+        click.echo("\n".join(_failed_lines(failed)), err=True)
+
+
+def _as_reject(one: FailedShard) -> dict[str, str | int | None]:
+    """A failed shard in the form of a reject that stands for all its rows, so that every line has the same keys."""
+    nowhere = {"ordinal": None, "position": None, "id": None}
+    return {"shard": one.shard, "input": one.input, **nowhere, "code": FAILED, "detail": one.reason, "rows": one.rows}
+
+
+def _failed_lines(failed: list[FailedShard]) -> list[str]:
+    head = f"lading: {counted(len(failed), 'shard')} failed, whose rows are neither in the output nor listed here:"
+    lines = [head]
+    for one in failed:
+        rows = "" if one.rows is None else f" ({counted(one.rows, 'row')})"
+        lines.append(f"  job {one.job}, shard {one.shard} of {one.input}{rows}: {one.reason}")
+    return [*lines, "  the command that made the job tries them again"]
 
 
 @click.command()
@@ -96,7 +122,7 @@ def query(output: str, text: str, top: int, column: str, device: str, as_json: b
 
 def _clip(text: str, width: int) -> str:
     one_line = " ".join(text.split())
-    return one_line if len(one_line) <= width else one_line[: width - 1] + "…"
+    return one_line if len(one_line) <= width else one_line[: width - 3] + "..."
 
 
 @click.command()

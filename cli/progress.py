@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..config.words import counted
+
 if TYPE_CHECKING:
     from ..workers.summary import Progress
 
@@ -56,10 +58,10 @@ def rates(progress: Progress) -> str:
 def line(first: Progress, now: Progress) -> str:
     """One plain line: rows, share, rates, time left."""
     done = now.rows_done + now.rejected
-    of = f" of {now.rows_total:,}" if now.rows_total is not None else ""
+    rows = counted(done, "row", of=now.rows_total)
     share = f" ({done / now.rows_total:.0%})" if now.rows_total else ""
     shards = f"shard {now.shards_done:,} of {now.shards_total:,}"
-    return f"{done:,}{of} rows{share}, {shards}, {rates(now)}, {duration(seconds_left(first, now))} left"
+    return f"{rows}{share}, {shards}, {rates(now)}, {duration(seconds_left(first, now))} left"
 
 
 def _lines() -> OnProgress:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from ..config.errors import OutputError, StopJob
+from .stores import open_store
 
 
 class Folder(Protocol):
@@ -356,10 +357,8 @@ def _check_twice(folder: Folder) -> None:
 
 
 def _store(url: str):
-    import fsspec
-
     # Other processes write here too: a cached listing would hide their markers.
-    return fsspec.core.url_to_fs(url, use_listings_cache=False)
+    return open_store(url, OutputError, use_listings_cache=False)
 
 
 def _sync(path: Path) -> None:

@@ -101,6 +101,7 @@ def draft(spec: JobSpec) -> Draft:
     schema = output_schema(spec, source, recipe)
     schema = schema.with_metadata({**(schema.metadata or {}), **metadata(spec, recipe, checkpoint, schema)})
     sink = open_sink(spec.sink.to)
+    sink.output.check_places()
     id = job_id(spec, format, inputs)
     manifest = Manifest.find(sink.output, id)
     if manifest is not None:

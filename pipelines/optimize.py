@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..config.errors import OutputError
+from ..config.words import counted
 from .folder import Folder
 from .manifest import jobs
 from .output import Output, find_output, metadata_of
@@ -48,22 +49,27 @@ class Optimized:
     def lines(self) -> list[str]:
         said = []
         if self.fragments_before:
-            said.append(f"{self.fragments_before:,} fragments compacted to {self.fragments_after:,}")
+            said.append(f"{counted(self.fragments_before, 'fragment')} compacted to {self.fragments_after:,}")
         said += [f"index on {name}" for name in self.indexes]
         said += [
             f"{column}: {share:.0%} of the true {RECALL_TOP} nearest are found through the index"
             for column, share in self.recall.items()
         ]
-        said.append(f"{self.bytes_removed:,} bytes of old versions and lost attempts removed")
+        said.append(f"{counted(self.bytes_removed, 'byte')} of old versions and lost attempts removed")
         return said + self.notes
 
 
 def optimize(output: str) -> Optimized:
-    """Tidy the output named by URL or bare path. Raises OutputError where there is none."""
+    """Tidy the output named by URL or bare path. Raises OutputError where there is none, or a folder of anything else."""
     found = find_output(output)
+    names = jobs(found)
+    if found.kind == "parquet" and not names:
+        raise OutputError(
+            f"{output} is no output of lading's: no job has written to it (looked in {found.manifest}/jobs)"
+        )
     done = Optimized(str(found))
-    closed = [job for job in jobs(found) if found.job(job).exists("closed.json")]
-    running = sorted(set(jobs(found)) - set(closed))
+    closed = [job for job in names if found.job(job).exists("closed.json")]
+    running = sorted(set(names) - set(closed))
     if found.kind == "lancedb":
         _optimize_table(found, done, running)
     for job in closed:
@@ -85,7 +91,7 @@ def _optimize_table(output: Output, done: Optimized, running: list[str]) -> None
     lance_commit.check_versions()
     table = lance_commit.open_table(output.data)
     if table is None:
-        raise OutputError(f"{output.data} does not exist")
+        raise OutputError(f"{output.data} is no LanceDB table")
     done.fragments_before = len(table.get_fragments())
     _retried(output.data, lambda newest: newest.optimize.compact_files())
     for column, kind, options in _wanted_indexes(table, done):
@@ -111,7 +117,7 @@ def _wanted_indexes(table: Any, done: Optimized) -> list[tuple[str, str, dict[st
     rows = table.count_rows()
     if rows < INDEX_ROWS:
         done.notes.append(
-            f"{rows:,} rows are searched exactly in milliseconds; vector indexes are made from {INDEX_ROWS:,} rows on"
+            f"a search in {counted(rows, 'row')} is exact and takes milliseconds; vector indexes are made from {INDEX_ROWS:,} rows on"
         )
     wanted: list[tuple[str, str, dict[str, Any]]] = []
     for field in table.schema:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from pathlib import Path
 
 import pyarrow as pa
 
 from ..config.errors import OutputError, nearest
-from .folder import Folder, open_folder
+from .folder import Folder, folder_names, open_folder
 from .generations import Pair
 from .provenance import RECIPES
+from .stores import open_store
 
 KINDS = ("lancedb", "parquet")
+MOST_SHOWN = 10
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,6 +34,15 @@ class Output:
     def job(self, job: str) -> Folder:
         """The folder of one job: plan, markers, rejects, staging."""
         return open_folder(f"{self.manifest}/jobs/{job}")
+
+    def check_places(self) -> None:
+        """Raises OutputError where something that is no folder stands in the place of a folder that the output needs."""
+        for place in (self.data, f"{self.manifest}/jobs"):
+            for path in () if "://" in place else (Path(place), *Path(place).parents):
+                if os.path.lexists(path) and not path.is_dir():
+                    raise OutputError(
+                        f"{self.url} needs a folder at {path}, where there is a file: move it away or use another output"
+                    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,11 +77,12 @@ def output_paths(url: str) -> Output:
 def find_output(path_or_url: str) -> Output:
     """The existing output that a user names by URL or by bare path (`./db/docs`, `./db/docs.lance`, `./vectors`).
 
-    Raises OutputError if there is none, or if a table and a folder of that name both exist.
+    Raises OutputError if there is none, if a table and a folder of that name both exist, or if it is the folder that
+    outputs lie in.
     """
     if path_or_url.partition("://")[0] in KINDS:
         return output_paths(path_or_url)
-    place = path_or_url.rstrip("/").removesuffix(".lance").removesuffix(".lading")
+    place = _absolute(path_or_url).removesuffix(".lance").removesuffix(".lading")
     candidates = [output_paths(f"{kind}://{place}") for kind in KINDS]
     there = [output for output in candidates if _exists(output.data)]
     if len(there) > 1:
@@ -80,7 +93,21 @@ def find_output(path_or_url: str) -> Output:
         raise OutputError(
             f"no output at {place}: neither {candidates[0].data} nor the folder {candidates[1].data} exists"
         )
+    if there[0].kind == "parquet" and not _exists(there[0].manifest):
+        _refuse_above(path_or_url, there[0].data)
     return there[0]
+
+
+def _refuse_above(named: str, folder: str) -> None:
+    """Raises OutputError, which names them, if there are outputs in this folder, which itself is none."""
+    names = folder_names(folder)
+    tables, beside = (
+        {name.removesuffix(ending) for name in names if name.endswith(ending)} for ending in (".lance", ".lading")
+    )
+    if inside := sorted(tables | beside):
+        what = "tables" if tables >= beside else "outputs"
+        shown = ", ".join(inside[:MOST_SHOWN]) + (", ..." if len(inside) > MOST_SHOWN else "")
+        raise OutputError(f"{named} holds the {what} {shown}: name one, like {named.rstrip('/')}/{inside[0]}")
 
 
 def check_recipes(where: str, existing: dict[str, str], wanted: dict[str, str]) -> None:
@@ -147,7 +174,5 @@ def _absolute(place: str) -> str:
 def _exists(place: str) -> bool:
     if "://" not in place:
         return os.path.isdir(place)
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(place)
+    filesystem, path = open_store(place, OutputError)
     return filesystem.exists(path)

@@ -6,7 +6,6 @@ import posixpath
 from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
-import fsspec
 import lance
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -15,6 +14,7 @@ from ..config.errors import OutputError
 from .output import find_output
 from .parquet_sink import PART
 from .provenance import RECIPES
+from .stores import open_store
 
 
 class Reading(Protocol):
@@ -33,7 +33,7 @@ def open_reading(output: str) -> Reading:
     try:
         if found.kind == "lancedb":
             return cast(Reading, lance.dataset(found.data))
-        filesystem, path = fsspec.core.url_to_fs(found.data)
+        filesystem, path = open_store(found.data, OutputError)
         return cast(Reading, _as_jobs_wrote_it(pads.dataset(path, filesystem=filesystem, format="parquet")))
     except (ValueError, FileNotFoundError) as error:
         raise OutputError(f"{output} cannot be read: {error}") from error

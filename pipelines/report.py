@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config.errors import OutputError
 from .manifest import Manifest, jobs
-from .output import Output, find_output
+from .output import find_output
 from .records import Reject
 
 
@@ -36,17 +36,23 @@ class JobStatus:
         return dataclasses.asdict(self)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class FailedShard:
+    """A shard that could not be finished; the same command as before tries it again."""
+
+    job: str
+    shard: int
+    input: str  # path of the input
+    rows: int | None  # None where the source does not say before it is read
+    reason: str
+
+
 def status(output: str) -> list[JobStatus]:
     """Every job that writes to `output` (a path or sink URL), newest first. Raises OutputError where there is none."""
-    found = find_output(output)
-    names = jobs(found)
-    if not names:
-        raise OutputError(f"no job has written to {output}: looked in {found.manifest}/jobs")
-    manifests = [Manifest.open(found, name) for name in names]
-    return sorted((_status(found, manifest) for manifest in manifests), key=lambda one: -one.created)
+    return [_status(str(find_output(output)), manifest) for manifest in _manifests(output)]
 
 
-def _status(output: Output, manifest: Manifest) -> JobStatus:
+def _status(output: str, manifest: Manifest) -> JobStatus:
     plan, totals = manifest.plan, manifest.totals()
     counts = [shard.rows for shard in plan.shards]
     total = None if any(count is None for count in counts) else sum(count or 0 for count in counts)
@@ -59,7 +65,7 @@ def _status(output: Output, manifest: Manifest) -> JobStatus:
     per_shard = elapsed / totals.shards_done if totals.shards_done else None
     return JobStatus(
         job=plan.job,
-        output=str(output),
+        output=output,
         state="finished" if closed else "unfinished",
         rows_total=total,
         rows_done=totals.done,
@@ -86,8 +92,33 @@ def age(stamp: float) -> str:
 
 def rejects(output: str, job: str | None = None) -> Iterator[Reject]:
     """The rejected rows of one job, or of all jobs of the output, newest job first. Raises OutputError."""
-    names = [one.job for one in status(output)]
+    for manifest in _manifests(output, job):
+        yield from manifest.rejects()
+
+
+def failed_shards(output: str, job: str | None = None) -> list[FailedShard]:
+    """The shards, in the same order, whose rows are neither in the output nor among the rejects. Raises OutputError."""
+    found: list[FailedShard] = []
+    for manifest in _manifests(output, job):
+        plan = manifest.plan
+        shards = {shard.number: shard for shard in plan.shards}
+        for receipt in manifest.receipts():
+            if receipt.status == "failed":
+                shard = shards[receipt.shard]
+                # A shard of a text folder is a run of files: its first stands for it.
+                first = shard.start if plan.format == "text" else shard.input
+                path = plan.inputs[first].path
+                found.append(FailedShard(plan.job, shard.number, path, receipt.rows_in or shard.rows, receipt.reason))
+    return found
+
+
+def _manifests(output: str, job: str | None = None) -> list[Manifest]:
+    """Of one job or of all jobs of the output, newest first."""
+    found = find_output(output)
+    names = jobs(found)
+    if not names:
+        raise OutputError(f"no job has written to {output}: looked in {found.manifest}/jobs")
     if job is not None and job not in names:
         raise OutputError(f"{output} has no job {job}; its jobs: {', '.join(names)}")
-    for name in [job] if job is not None else names:
-        yield from Manifest.open(find_output(output), name).rejects()
+    opened = [Manifest.open(found, name) for name in ([job] if job is not None else names)]
+    return sorted(opened, key=lambda one: -one.plan.created)

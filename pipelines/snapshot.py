@@ -19,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 from ..config.errors import LadingError, ShardError, SourceChanged, SourceError, nearest
 from .records import Input
 from .spec import SourceSpec
+from .stores import open_store
 
 ENDINGS = {
     ".parquet": "parquet",
@@ -111,10 +112,7 @@ def _expand(path: str, spec: SourceSpec) -> Iterator[tuple[str, Input]]:
     if path.startswith("lance://"):
         yield "lance", _table(_absolute(path.removeprefix("lance://")), spec.version)
         return
-    try:
-        fs, root = url_to_fs(path)
-    except (ValueError, ImportError) as error:
-        raise SourceError(f"{path}: {error}") from error
+    fs, root = open_store(path, SourceError)
     root = os.path.normpath(root) if isinstance(fs, LocalFileSystem) else root.rstrip("/")
     if fs.exists(root):
         matches, base = [root], root if fs.isdir(root) else posixpath.dirname(root)

@@ -124,6 +124,17 @@ def test_help_repeats_the_defaults_of_the_spec(verb: click.Command) -> None:
     assert compared >= 2
 
 
+@pytest.mark.parametrize("verb", [jobs.encode, jobs.score, jobs.extract], ids=lambda verb: verb.name)
+def test_a_verb_offers_what_it_takes(verb: click.Command) -> None:
+    """Only `encode` offers chunks: the others would refuse them."""
+    offered = {option.name: option for option in verb.params}
+    chunks = verb is jobs.encode
+    assert ("chunk_tokens" in offered, "chunk_overlap" in offered) == (chunks, chunks)
+    words = offered["long_text"].type
+    assert isinstance(words, click.Choice)
+    assert set(words.choices) - {"truncate", "reject"} == ({"chunk"} if chunks else set())
+
+
 def test_options_stand_in_place_of_what_the_file_says(tmp_path: Path) -> None:
     """`run` and `plan` take the file's word but for the options that are given."""
     path = tmp_path / "job.yaml"
@@ -252,6 +263,17 @@ def test_a_wrong_command_is_refused_with_2(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_made(
+    device: str, encode: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A job for an unknown or missing device exits with 2, names it, and leaves neither an output nor a job behind."""
+    before = sorted(tmp_path.rglob("*"))
+    assert main([*encode, "--device", device]) == 2
+    assert f"device {device}" in capsys.readouterr().err.replace("'", "")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_too_many_rejects_leave_a_job_unfinished(encode: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Above --max-rejects the job stops with 3 and says where the rejects are listed."""
     assert main([*encode, "--max-rejects", "0"]) == 3
@@ -284,6 +306,7 @@ def test_without_the_worker_extra_a_verb_says_what_to_install(tmp_path: Path, en
     assert done.returncode == 2, done.stderr
     assert "lading[worker]" in done.stderr
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "db").exists()
     dry = subprocess.run([sys.executable, "-I", "-c", hide, *encode, "--dry-run"], capture_output=True, text=True)
     assert dry.returncode == 0, dry.stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -14,7 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from lading.cli import main
 from lading.cli.app import cli
+from lading.cli.streams import READER_LEFT
 from lading.pipelines.spec import from_dict
 from lading.workers.summary import EXIT_CODES
 
@@ -90,9 +93,44 @@ def test_the_manual_knows_every_verb() -> None:
 
 
 def test_the_manual_knows_every_exit_code() -> None:
-    """docs/cli.md explains each code that the command can give: those of a run's end, and 1 and 2."""
+    """docs/cli.md explains each code that the command can give: those of a run's end, of a reader that left, and 1 and 2."""
     rows = re.findall(r"^\| (\d+) \|", (ROOT / "docs/cli.md").read_text(), re.MULTILINE)
-    assert {int(row) for row in rows} == {*EXIT_CODES.values(), 1, 2}
+    assert {int(row) for row in rows} == {*EXIT_CODES.values(), 1, 2, READER_LEFT}
+
+
+def documented_fields() -> dict[str, list[str]]:
+    """Heading under "JSON" in the manual -> the names in the first column of its table."""
+    found: dict[str, list[str]] = {}
+    section = re.split(r"^## ", (ROOT / "docs/cli.md").read_text(), flags=re.MULTILINE)
+    (json_section,) = [one for one in section if one.startswith("JSON\n")]
+    for part in json_section.split("\n### ")[1:]:
+        cells = re.findall(r"^\| (.+?) \|", part, re.MULTILINE)
+        found[part.splitlines()[0]] = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    return found
+
+
+def test_the_manual_knows_every_json_field(
+    tiny_encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """docs/cli.md names each field that a verb prints with --json, once, and no other."""
+    source, output = tmp_path / "in.parquet", f"{tmp_path}/db/docs"
+    pq.write_table(pa.table({"text": ["a file is opened", " "]}), source)
+    encode = ["encode", str(source), "--model", str(tiny_encoder), "--to", f"lancedb://{output}"]
+    commands = {
+        "plan, --dry-run": [*encode, "--dry-run"],
+        "encode, score, extract, run": encode,
+        "status": ["status", output],
+        "rejects": ["rejects", output],
+        "query": ["query", output, "a file"],
+        "optimize": ["optimize", output],
+    }
+    documented = documented_fields()
+    assert documented.keys() == commands.keys()
+    for heading, command in commands.items():
+        assert main([*command, "--json"]) == 0
+        printed = json.loads(capsys.readouterr().out)
+        fields = printed[0] if isinstance(printed, list) else printed
+        assert sorted(documented[heading]) == sorted(fields), heading
 
 
 def test_the_manual_s_job_is_valid() -> None:

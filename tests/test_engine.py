@@ -28,7 +28,8 @@ class Lengths:
     kernel = "words"
     device = "cpu"
 
-    def __init__(self) -> None:
+    def __init__(self, streams: int = 1) -> None:
+        self.streams = streams
         self.fields = [pa.field("value", pa.float32())]
         self.batches: list[list[str]] = []
 
@@ -86,8 +87,8 @@ words = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.lists(words, max_size=3), max_size=4), st.integers(1, 40), st.integers(1, 100))
-def test_every_row_is_a_result_or_a_reject(texts, budget, window):
+@given(st.lists(st.lists(words, max_size=3), max_size=4), st.integers(1, 40), st.integers(1, 100), st.integers(1, 3))
+def test_every_row_is_a_result_or_a_reject(texts, budget, window, streams):
     """Whatever the batches: rows in == rows done + rejects, in order, each result the row's own."""
     shards = []
     for parts in texts:
@@ -95,7 +96,7 @@ def test_every_row_is_a_result_or_a_reject(texts, budget, window):
         shards.append([rows_of(part, int(first)) for part, first in zip(parts, starts, strict=False)])
     total = sum(len(part) for parts in texts for part in parts)
     try:
-        finished, _ = run_engine(shards, budget=budget, window=window)
+        finished, _ = run_engine(shards, budget=budget, window=window, adapter=Lengths(streams))
     except StopJob:  # a batch of poison alone: the model, not the rows, is to blame
         assert sum("poison" in text for parts in texts for part in parts for text in part) >= 8
         return
@@ -131,7 +132,7 @@ def test_a_document_whose_one_chunk_fails_is_rejected_as_a_whole():
 
 def test_a_model_that_fails_on_everything_stops_the_job():
     """When all rows of a batch fail alone, the job stops with the model's words instead of rejecting the corpus."""
-    with pytest.raises(StopJob, match=r"every one of 12 rows in a row.*poisoned"):
+    with pytest.raises(StopJob, match=r"every one of 12 rows in a row: RuntimeError: poisoned"):
         run_engine([[rows_of(["poison"] * 12)]])
 
 
@@ -139,6 +140,41 @@ def test_a_model_that_fails_on_everything_stops_the_job_in_small_batches_too():
     """Batches of one row do not hide that nothing succeeds."""
     with pytest.raises(StopJob, match=r"every one of 8 rows in a row"):
         run_engine([[rows_of(["poison"] * 12)]], budget=1)
+
+
+def test_a_model_without_one_finite_result_stops_the_job():
+    """NaN for every row is the model's fault and not the rows': the corpus is not rejected row by row."""
+    with pytest.raises(StopJob, match=r"no result of 1,\d\d\d rows in a row can be used: not finite; try --precision"):
+        run_engine([[rows_of(["nan"] * 2000)]])
+    finished, _ = run_engine([[rows_of(["nan"] * 1000 + ["a"] + ["nan"] * 1000)]])
+    assert result(finished[0])[2].rows_done == 1
+
+
+def test_batches_run_side_by_side_and_are_handed_out_in_order():
+    """As many batches run at once as the adapter has streams, and what comes out does not show which was faster."""
+    together = threading.Barrier(2)  # passes when two batches run at the same time, or breaks
+
+    class Slow(Lengths):
+        def run(self, parts):
+            together.wait(60)
+            return super().run(parts)
+
+    shards = [[rows_of(["a b", "c d e", "f"])] for _ in range(8)]
+    finished, engine = run_engine(shards, budget=6, window=12, adapter=Slow(2))
+    alone, _ = run_engine(shards, budget=6, window=12)
+    assert list(finished) == list(alone) == list(range(8))
+    assert [result(one)[0] for one in finished.values()] == [result(one)[0] for one in alone.values()]
+    assert engine.gauges.batches == 8
+    assert 0 < engine.gauges.busy <= 1
+
+
+def test_what_a_failing_shard_had_ready_does_not_depend_on_timing():
+    """A shard that fails in the window it began in puts nothing into a batch, however far ahead it was read."""
+    shards = [[rows_of(["a"])], [rows_of(["b"]), ShardError("page is corrupt")], [rows_of(["c"])]]
+    for _ in range(20):
+        adapter = Lengths()
+        run_engine(shards, adapter=adapter)
+        assert adapter.batches == [["a", "c"]]
 
 
 def test_rows_without_cost_do_not_gather_without_end():

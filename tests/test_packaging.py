@@ -32,7 +32,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     for folder in FOLDERS:
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     (copy / PLANTED).write_text("planted: true\n")
     return copy
 
@@ -91,7 +91,8 @@ def test_the_wheel_holds_every_module_and_nothing_else(tree: Path, dist: Path) -
     assert {name for name in names if name.endswith(".py")} == expected
     yaml = {f"lading/{path.relative_to(tree)}" for path in (tree / "config").glob("*.yaml")}
     assert f"lading/{PLANTED}" in yaml
-    assert {name for name in names if not name.endswith(".py")} == yaml
+    kernel = f"lading/adapters/_attention{sysconfig.get_config_var('EXT_SUFFIX')}"
+    assert {name for name in names if not name.endswith(".py")} == yaml | {kernel}
 
 
 def test_the_licence_and_the_readme_travel(dist: Path) -> None:
@@ -121,6 +122,20 @@ def test_a_source_tree_installs(tree: Path, env: Path, tmp_path: Path) -> None:
     """`pip install .` gives the same package, as files of its own."""
     install(env, tree)
     assert where(env, "lading.pipelines.spec").is_relative_to(tmp_path / "env")
+
+
+def test_without_a_compiler_only_the_kernel_is_missing(
+    tree: Path, env: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing can be compiled, `pip install .` succeeds, and the attention says why its kernel is not there."""
+    monkeypatch.setenv("CC", "false")
+    copy = shutil.copytree(tree, tmp_path / "tree", ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    install(env, copy)
+    code = (
+        "import torch; from lading.adapters import attention;"
+        "print(attention._lack_of_native(torch.device('cpu'), torch.float32, 32))"
+    )
+    assert "without a C compiler" in run(env, "-I", "-c", code, cwd=tmp_path)
 
 
 def test_an_editable_install_sees_new_files(tree: Path, env: Path) -> None:

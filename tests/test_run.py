@@ -79,7 +79,7 @@ def job_spec(
 
 def done(spec: JobSpec, **options):
     """Run a job; the balance of rows is asserted whatever its end."""
-    summary = run(start(draft(spec)), device="cpu", threads=1, **options)
+    summary = run(start(draft(spec)), **{"device": "cpu", "threads": 1, **options})
     assert summary.rows_in == summary.rows_done + summary.rejected + summary.failed
     return summary
 
@@ -120,13 +120,14 @@ def test_the_same_command_again_does_nothing_and_says_so(corpus, tiny_encoder, t
 
 
 def test_two_runs_of_one_command_give_equal_bytes(corpus, tiny_encoder, tmp_path):
-    """The same kernel and plan give the same vectors bit for bit."""
+    """The same kernel and plan give the same vectors bit for bit, on however many threads."""
     tables = []
-    for name in "ab":
+    for name, threads in (("a", 1), ("b", 1), ("c", 3)):
         spec = job_spec(corpus, tiny_encoder, f"parquet://{tmp_path}/{name}")
-        done(spec)
+        done(spec, threads=threads, batch_tokens=64)
         tables.append(table_of(spec))
     assert tables[0].equals(tables[1])
+    assert tables[0].equals(tables[2])
 
 
 def test_an_interrupted_job_is_resumed_where_it_was(corpus, tiny_encoder, to, monkeypatch):

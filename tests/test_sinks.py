@@ -652,6 +652,6 @@ def test_optimize_says_what_cannot_be_indexed(table: Sink) -> None:
         pa.array(np.zeros(10_000 * WIDTH, np.int8)), type=small.field("packed").type
     )
     files = table.stage("job", 0, 0, "a", data.append_column(small.field("packed"), packed))
-    assert any("searched exactly" in note for note in optimize(str(table.output)).notes)
+    assert any("is exact" in note for note in optimize(str(table.output)).notes)
     table.fold("job", [Receipt(job="job", shard=0, generation=0, attempt="a", files=files)])
     assert any("int8" in note for note in optimize(str(table.output)).notes)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..config.words import counted
 from ..pipelines import sources
 from ..pipelines.job import Draft
 from ..pipelines.records import Rows, Shard
@@ -41,28 +42,27 @@ class Estimate:
 
     def lines(self) -> list[str]:
         """The plan for people."""
-        rows = f"{self.rows:,} rows" if self.rows_exact else f"about {self.rows:,} rows"
+        rows = ("" if self.rows_exact else "about ") + counted(self.rows, "row")
         tokens = (
             "unknown: needs lading[worker]"
             if self.tokens is None
-            else f"about {self.tokens:,}, from {self.sampled_rows:,} sampled rows"
+            else f"about {self.tokens:,}, from {counted(self.sampled_rows, 'sampled row')}"
         )
         lines = [
             f"job     {self.job} ({self.state})",
             f"output  {self.output}",
             f"model   {self.model}",
-            f"input   {rows} in {self.inputs:,} inputs, cut into {self.shards:,} shards",
+            f"input   {rows} in {counted(self.inputs, 'input')}, cut into {counted(self.shards, 'shard')}",
             f"tokens  {tokens}",
             f"bytes   about {self.bytes_out:,} out, before compression",
         ]
         if self.rows_out is not None and self.rows_out != self.rows:
-            lines.append(
-                f"rows    about {self.rows_out:,} out ({self.sampled_rejects:,} rejects among the sampled rows)"
-            )
+            rejects = counted(self.sampled_rejects, "reject")
+            lines.append(f"rows    about {self.rows_out:,} out ({rejects} in the sample)")
         if self.duplicate_ids:
-            lines.append(f"ids     {self.duplicate_ids:,} rows repeat an id and will be rejected")
+            lines.append(f"ids     {counted(self.duplicate_ids, 'row')} with the id of an earlier one, to be rejected")
         if self.shards_done:
-            lines.append(f"done    {self.shards_done:,} of {self.shards:,} shards, by an earlier run")
+            lines.append(f"done    {counted(self.shards_done, 'shard', of=self.shards)}, by an earlier run")
         return [*lines, "nothing was written"]
 
 

@@ -57,7 +57,26 @@ class ShardInFlight:
         return self.all_read and all(part.missing == 0 for part in self.parts)
 
 
-def split_outputs(parts: list[tuple[Part, np.ndarray]], outputs: Outputs) -> None:
+Chosen = tuple[Part, np.ndarray]  # items (int64) of one part
+
+
+def halves(chosen: list[Chosen]) -> tuple[list[Chosen], list[Chosen]]:
+    """The chosen items, at least two, cut in the middle."""
+    middle = sum(len(items) for _, items in chosen) // 2
+    left: list[Chosen] = []
+    right: list[Chosen] = []
+    seen = 0
+    for part, items in chosen:
+        cut = min(max(middle - seen, 0), len(items))
+        if cut:
+            left.append((part, items[:cut]))
+        if cut < len(items):
+            right.append((part, items[cut:]))
+        seen += len(items)
+    return left, right
+
+
+def split_outputs(parts: list[Chosen], outputs: Outputs) -> None:
     """Hand one batch's results back to the parts its items came from."""
     start = 0
     for part, items in parts:

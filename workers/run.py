@@ -18,6 +18,7 @@ from .. import adapters
 from ..config.errors import StopJob, TooManyRejects
 from ..config.settings import Settings
 from ..config.settings import load as load_settings
+from ..config.words import counted
 from ..pipelines import sources
 from ..pipelines.job import Job
 from ..pipelines.manifest import Work
@@ -29,6 +30,11 @@ from .stages import Clock
 from .summary import Progress, Summary
 
 log = logging.getLogger(__name__)
+
+
+def check_device(name: str) -> None:
+    """Raises UsageError unless `run` can have this device: to be asked before `start` makes anything."""
+    adapters.check_device(name)
 
 
 def run(
@@ -176,7 +182,7 @@ class _Run:
         if limit is None or rejected <= limit:
             return ""
         return (
-            f"{rejected} rows rejected, more than max_rejects = {limit}: see lading rejects {self.sink.output}; "
+            f"{counted(rejected, 'row')} rejected, more than max_rejects = {limit}: see lading rejects {self.sink.output}; "
             "the same command with a higher limit goes on"
         )
 
@@ -232,7 +238,7 @@ class _Run:
         """Close the job if all of it is in the output. The counts must balance, or this raises."""
         totals = self.manifest.totals()
         if state == "finished" and totals.shards_failed:
-            state, reason = "unfinished", f"{totals.shards_failed} shards failed; {totals.failure}"
+            state, reason = "unfinished", f"{counted(totals.shards_failed, 'shard')} failed; {totals.failure}"
         elif state == "finished" and (too_many := self._too_many(totals.rejected)):
             state, reason = "stopped", too_many
         summary = _summary(self.job, state, reason, run=self, load_s=load_s)
@@ -285,7 +291,6 @@ def _summary(job: Job, state: str, reason: str = "", *, run: _Run | None = None,
             "prepare": gauges.prepare,
             "run": gauges.run,
             "hand out": gauges.hand_out,
-            "wait": gauges.wait,
             "write": run.write_clock,
             "fold": run.fold_clock,
         }
@@ -296,7 +301,11 @@ def _summary(job: Job, state: str, reason: str = "", *, run: _Run | None = None,
             "fill": gauges.fill,
             "busy": gauges.busy,
             "kernel": run.engine.adapter.kernel,
-            "seconds": {name: round(clock.wall, 3) for name, clock in clocks.items()},
+            "seconds": {
+                **{name: round(clock.wall, 3) for name, clock in clocks.items()},
+                "run": round(gauges.run.wall / gauges.streams, 3),
+                "idle": round(gauges.idle, 3),
+            },
             "cpu_seconds": {name: round(clock.cpu, 3) for name, clock in clocks.items()},
             "folds": run.folds,
             "conflicts": run.conflicts,
@@ -306,6 +315,7 @@ def _summary(job: Job, state: str, reason: str = "", *, run: _Run | None = None,
         output=str(job.draft.sink.output),
         state=state,
         reason=reason,
+        rows_total=totals.rows_in if totals.shards_done == totals.shards else job.draft.rows,
         rows_in=totals.rows_in,
         rows_done=totals.done,
         rejected=totals.rejected,

@@ -31,6 +31,10 @@ class Clock:
         self.wall += self.last
         self.cpu += time.thread_time() - self._since[1]
 
+    def add(self, other: Clock) -> None:
+        """Count what another clock measured, in another thread perhaps."""
+        self.wall, self.cpu, self.last = self.wall + other.wall, self.cpu + other.cpu, other.wall
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _End:

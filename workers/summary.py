@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from ..config.words import counted
+
 EXIT_CODES = {"finished": 0, "nothing to do": 0, "unfinished": 3, "stopped": 3, "interrupted": 130}
 
 
@@ -34,7 +36,8 @@ class Summary:
     output: str
     state: str  # one of EXIT_CODES
     reason: str = ""  # why it is not finished, and what to do
-    rows_in: int = 0
+    rows_total: int | None = None  # None: the source does not say before it is read, and not all of it was
+    rows_in: int = 0  # of the shards that were done or failed
     rows_done: int = 0
     rejected: int = 0
     failed: int = 0  # rows of failed shards, as far as known
@@ -65,26 +68,24 @@ class Summary:
     def lines(self) -> list[str]:
         """The summary for people."""
         if self.state == "nothing to do":
-            return [
-                f"nothing to do: job {self.job} is finished; {self.rows_done:,} rows are in {self.output}, {self.rejected:,} rejected"
-            ]
-        head = f"{self.state}: {self.rows_done:,} of {self.rows_in:,} rows in {self.output} (job {self.job})"
+            rows = counted(self.rows_done, "row")
+            return [f"nothing to do: job {self.job} is finished; {rows} in {self.output}, {self.rejected:,} rejected"]
+        rows = counted(self.rows_done, "row", of=self.rows_total)
+        if self.rows_total is None:
+            rows += " (of how many is not known before all are read)"
+        lines = [f"{self.state}: {rows} in {self.output} (job {self.job})"]
         if self.reason:
-            head += f"\n  {self.reason}"
-        lines = [head]
+            lines.append(f"  {self.reason}")
         if self.rows_out != self.rows_done:
-            lines.append(f"  {self.rows_out:,} output rows (chunks)")
+            lines.append(f"  {counted(self.rows_out, 'output row')} (chunks)")
         if self.rejected:
             why = ", ".join(f"{count:,} {code}" for code, count in sorted(self.rejects.items()))
             lines.append(f"  {self.rejected:,} rejected ({why}): lading rejects {self.output}")
         if self.failed or self.remaining_shards:
-            lines.append(
-                f"  {self.remaining_shards:,} shards to do, {self.failed:,} rows in failed shards; the same command resumes"
-            )
+            failed = f", {counted(self.failed, 'row')} in failed shards" if self.failed else ""
+            lines.append(f"  {counted(self.remaining_shards, 'shard')} to do{failed}; the same command resumes")
         if self.truncated:
-            lines.append(
-                f"  {self.truncated:,} texts were longer than the model's limit and truncated (--long-text chunk or reject to change)"
-            )
+            lines.append(f"  {counted(self.truncated, 'text')} truncated at the model's limit (--long-text to change)")
         if not self.ids_checked:
             lines.append("  ids were not checked for duplicates (check_ids: false)")
         if self.rows_run and self.elapsed_s:
@@ -93,5 +94,6 @@ class Summary:
                 f"  {rate}; fill {self.fill:.1%}, device busy {self.busy:.1%}; model loaded in {self.load_s:.1f} s"
             )
             stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
-            lines.append(f"  seconds: {stages}; {self.folds} commits, {self.conflicts} conflicts; {self.kernel}")
+            commits = f"{counted(self.folds, 'commit')}, {counted(self.conflicts, 'conflict')}"
+            lines.append(f"  seconds: {stages}; {commits}; {self.kernel}")
         return lines

@@ -14,35 +14,49 @@ from lading.config.errors import ModelError
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 
+NATIVE_HERE = not attention._lack_of_native(CPU, torch.float32, 32)
+NATIVE_HALF = not attention._lack_of_native(CPU, torch.bfloat16, 32)
+needs_native = pytest.mark.skipif(not NATIVE_HERE, reason="no native kernel: no compiler at install, or no AVX-512")
+
+
 @pytest.mark.parametrize(
-    ("device", "dtype", "flash", "varlen", "name"),
+    ("device", "dtype", "native", "flash", "varlen", "name"),
     [
-        (CPU, torch.float32, True, True, "sdpa-runs"),
-        (CPU, torch.bfloat16, True, True, "matmul-runs"),
-        (CUDA, torch.float16, True, True, "flash-attn"),
-        (CUDA, torch.bfloat16, False, True, "torch-varlen"),
-        (CUDA, torch.bfloat16, False, False, "sdpa-runs"),
-        (CUDA, torch.float32, True, True, "sdpa-runs"),
+        (CPU, torch.float32, True, True, True, "native"),
+        (CPU, torch.float32, False, True, True, "sdpa-runs"),
+        (CPU, torch.bfloat16, True, True, True, "native"),
+        (CPU, torch.bfloat16, False, True, True, "matmul-runs"),
+        (CUDA, torch.float16, False, True, True, "flash-attn"),
+        (CUDA, torch.bfloat16, False, False, True, "torch-varlen"),
+        (CUDA, torch.bfloat16, False, False, False, "sdpa-runs"),
+        (CUDA, torch.float32, False, True, True, "sdpa-runs"),
     ],
 )
-def test_the_fastest_installed_kernel_is_chosen(device, dtype, flash, varlen, name, monkeypatch, caplog):
+def test_the_fastest_installed_kernel_is_chosen(device, dtype, native, flash, varlen, name, monkeypatch, caplog):
     """The choice follows device, dtype and what is installed; it is logged, and a missing CUDA kernel is a warning."""
+    monkeypatch.setattr(attention, "_lack_of_native", lambda *_: "" if native else "it is missing here")
     monkeypatch.setattr(attention, "_has_flash_attn", lambda: flash)
     monkeypatch.setattr(attention, "_has_torch_varlen", lambda: varlen)
     with caplog.at_level(logging.INFO, "lading.adapters.attention"):
-        assert attention.choose(device, dtype).name == name
+        assert attention.choose(device, dtype, 32).name == name
     assert f"attention: {name} on {device.type}" in caplog.text
+    assert ("it is missing here" in caplog.text) == (device.type == "cpu" and not native)
     slower = device.type == "cuda" and name == "sdpa-runs"
     assert any(record.levelno == logging.WARNING for record in caplog.records) == slower
 
 
 def test_a_kernel_can_be_forced(monkeypatch):
-    """LADING_ATTENTION names the kernel; an unknown name is refused with the valid ones."""
+    """LADING_ATTENTION names the kernel; one that is unknown, or cannot run here, is refused."""
     monkeypatch.setenv(attention.OVERRIDE, "matmul-runs")
-    assert attention.choose(CPU, torch.float32).name == "matmul-runs"
+    assert attention.choose(CPU, torch.float32, 32).name == "matmul-runs"
     monkeypatch.setenv(attention.OVERRIDE, "fastest")
     with pytest.raises(ModelError, match="flash-attn, matmul-runs"):
-        attention.choose(CPU, torch.float32)
+        attention.choose(CPU, torch.float32, 32)
+    monkeypatch.setenv(attention.OVERRIDE, "native")
+    with pytest.raises(ModelError, match="cannot run: it has no head size 40, only 16, 32"):
+        attention.choose(CPU, torch.float32, 40)
+    with pytest.raises(ModelError, match="cannot run: it has no float16 on cpu"):
+        attention.choose(CPU, torch.float16, 32)
 
 
 def attend_plainly(query, key, value, lengths, shape: Shape) -> torch.Tensor:
@@ -80,6 +94,60 @@ def test_kernels_agree_with_the_definition(kernel, dtype, causal, window, key_he
     expected = attend_plainly(query, key, value, lengths, shape)
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [None, 1, 7, 20, 64])
+@pytest.mark.parametrize(("heads", "key_heads", "width"), [(4, 4, 32), (4, 2, 64), (3, 1, 16), (2, 2, 96), (2, 1, 128)])
+def test_the_native_kernel_agrees_with_the_definition(dtype, causal, window, heads, key_heads, width):
+    """Every head size it is compiled for, at lengths around its blocks of 8 queries and vectors of 16 keys."""
+    if dtype == torch.bfloat16 and not NATIVE_HALF:
+        pytest.skip("this CPU has no bfloat16 products")
+    lengths = [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 100, 1, 3]
+    torch.manual_seed(0)
+    # Views, as transformers hands them over: query, key and value may lie in one projection's output.
+    columns = torch.randn(sum(lengths), (heads + 2 * key_heads) * width).to(dtype)
+    sizes = [count * width for count in (heads, key_heads, key_heads)]
+    query, key, value = (one.unflatten(1, (-1, width)) for one in columns.split(sizes, 1))
+    shape = Shape(width**-0.5, causal, window)
+    found = attention.attend_natively(query, key, value, Segments.of(torch.tensor(lengths), CPU), shape)
+    assert found.is_contiguous()
+    expected = attend_plainly(query, key, value, lengths, shape)
+    tolerance = 2e-6 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_native_kernel_keeps_what_is_not_finite_to_its_text(dtype):
+    """A NaN or an infinity in one text is seen in that text's result, and in no other's; scores of any size do no harm."""
+    if dtype == torch.bfloat16 and not NATIVE_HALF:
+        pytest.skip("this CPU has no bfloat16 products")
+    lengths = [20, 5, 33]
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(sum(lengths), 2, 32).to(dtype) for _ in range(3))
+    query[:20] *= 1e4  # scores beyond what exp can take
+    key[22, 1, 3] = float("nan")
+    value[57, 0, 0] = float("inf")
+    found = attention.attend_natively(
+        query, key, value, Segments.of(torch.tensor(lengths), CPU), Shape(1.0, False, None)
+    )
+    finite = found.isfinite()
+    assert finite[:20].all()
+    assert not finite[20:25, 1].any()
+    assert finite[20:25, 0].all()
+    assert not finite[25:, 0, 0].any()
+    assert finite[25:, 1].all()
+
+
+@needs_native
+def test_the_native_kernel_refuses_what_it_was_not_compiled_for():
+    """A head size without a kernel is an error that says what to set, never another kernel's work."""
+    x = torch.zeros(3, 2, 40)
+    with pytest.raises(ModelError, match="no head size 40; set LADING_ATTENTION=sdpa-runs"):
+        attention.attend_natively(x, x, x, Segments.of(torch.tensor([3]), CPU), Shape(1.0, False, None))
 
 
 def test_runs_are_neighbours_of_equal_length():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,14 @@ def adapter_of(folder: Path, **wishes) -> Adapter:
 
 
 def encode(adapter: Adapter, texts: list[str], budget: int = 4096) -> np.ndarray:
-    """Vectors of all texts, float32, in their order, run in packed batches as the engine does."""
+    """Vectors of all texts, float32, in their order, in packed batches, as many at once as the engine runs."""
     prepared = adapter.prepare([pa.array(texts, pa.string())])
     assert not prepared.bad
     found: list[np.ndarray | None] = [None] * len(texts)
-    for batch in pack(prepared.costs, budget):
-        outputs = adapter.run([(prepared, batch)])
+    batches = pack(prepared.costs, budget)
+    with ThreadPoolExecutor(adapter.streams) as device:
+        results = list(device.map(lambda batch: adapter.run([(prepared, batch)]), batches))
+    for batch, outputs in zip(batches, results, strict=True):
         assert not outputs.bad
         for item, vector in zip(batch, outputs.batch.column(0).to_numpy(zero_copy_only=False), strict=True):
             found[item] = vector
@@ -92,6 +95,16 @@ def test_the_same_batch_gives_the_same_bytes(encoder: Adapter, texts: list[str])
     prepared = encoder.prepare([pa.array(texts[:100])])
     first, second = (encoder.run([(prepared, np.arange(100))]).batch for _ in range(2))
     assert first.equals(second)
+
+
+def test_batches_side_by_side_do_not_meet(encoder: Adapter, texts: list[str]):
+    """Batches that run at the same time, in more threads than the adapter asks for, give the bytes that they give alone."""
+    prepared = encoder.prepare([pa.array(texts[:400])])
+    batches = pack(prepared.costs, 256)
+    alone = [encoder.run([(prepared, batch)]).batch for batch in batches]
+    with ThreadPoolExecutor(4) as device:
+        together = list(device.map(lambda batch: encoder.run([(prepared, batch)]).batch, batches))
+    assert all(one.equals(other) for one, other in zip(alone, together, strict=True))
 
 
 def test_a_neighbour_does_not_matter(encoder: Adapter):

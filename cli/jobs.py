@@ -102,18 +102,16 @@ def _carry_out(spec: JobSpec, given: dict[str, Any]) -> int:
     as_json, quiet = given["as_json"], given["quiet"]
     if given["dry_run"]:
         return _show(spec, as_json=as_json)
-    from ..pipelines.job import draft, start
+    from ..pipelines.job import draft
 
     drafted = draft(spec)  # a wrong spec is refused before torch is loaded
     if not quiet:
         click.echo(f"model: {drafted.checkpoint.describe()}", err=True)
-    from ..workers.run import check_device
     from ..workers.run import run as run_job
 
-    check_device(given["device"])
     with orderly_stop() as stop, reporting(quiet=quiet) as on_progress:
         summary = run_job(
-            start(drafted),
+            drafted,
             device=given["device"],
             batch_tokens=given["batch_tokens"] or 0,
             threads=given["threads"] or 0,

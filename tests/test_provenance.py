@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lading.pipelines.job import draft, start
+from lading.pipelines.job import draft
 from lading.pipelines.provenance import RECIPES
 from lading.pipelines.spec import from_dict
 from lading.workers.run import run
@@ -31,7 +31,7 @@ def encoded(corpus, model, to, **step):
         {"source": source, "steps": [{"encode": {"text": "body", "model": str(model), **step}}], "sink": {"to": to}}
     )
     drafted = draft(spec)
-    assert run(start(drafted), device="cpu").state == "finished"
+    assert run(drafted, device="cpu").state == "finished"
     return drafted
 
 

@@ -38,7 +38,7 @@ def output(spec: JobSpec, tmp_path: Path) -> str:
     """The output of the job, whose second file was touched after it was planned."""
     job = start(draft(spec))
     os.utime(tmp_path / "b.parquet", ns=(TOUCHED_NS, TOUCHED_NS))
-    assert run(job, device="cpu", threads=1).state == "unfinished"
+    assert run(job.draft, device="cpu", threads=1).state == "unfinished"
     return f"{tmp_path}/out"
 
 
@@ -71,5 +71,5 @@ def test_a_shard_that_failed_once_and_was_done_is_not_failed(output: str, spec: 
     assert [(one.shard, one.rows) for one in failed] == [(2, 10), (3, 10)]
     assert failed_shards(output, failed[0].job) == failed
     os.utime(tmp_path / "b.parquet", ns=(PLANNED_NS, PLANNED_NS))
-    assert run(start(draft(spec)), device="cpu", threads=1).state == "finished"
+    assert run(draft(spec), device="cpu", threads=1).state == "finished"
     assert failed_shards(output) == []

@@ -79,7 +79,7 @@ def job_spec(
 
 def done(spec: JobSpec, **options):
     """Run a job; the balance of rows is asserted whatever its end."""
-    summary = run(start(draft(spec)), **{"device": "cpu", "threads": 1, **options})
+    summary = run(draft(spec), **{"device": "cpu", "threads": 1, **options})
     assert summary.rows_in == summary.rows_done + summary.rejected + summary.failed
     return summary
 
@@ -266,7 +266,7 @@ def test_a_source_that_changes_under_the_job_fails_its_shards(corpus, tiny_encod
     job = start(draft(job_spec(corpus, tiny_encoder, to)))
     table = pq.read_table(corpus)
     pq.write_table(table.slice(0, 99), corpus)
-    summary = run(job, device="cpu", threads=1)
+    summary = run(job.draft, device="cpu", threads=1)
     assert (summary.state, summary.exit_code, summary.rows_done) == ("unfinished", 3, 0)
     assert summary.rows_in == summary.failed == 100
     assert "in.parquet" in summary.reason

@@ -56,7 +56,7 @@ def test_rejects_of_other_processes_count(many_shards, tiny_encoder, to, monkeyp
             name = other.write_rejects(shard, 0, "other", rejected)
             other.publish(dataclasses.replace(receipt, rejects_file=name))
 
-    summary = run(job, device="cpu", threads=1, batch_tokens=8, on_progress=publish)
+    summary = run(job.draft, device="cpu", threads=1, batch_tokens=8, on_progress=publish)
     assert (summary.state, summary.exit_code) == ("stopped", 3)
     assert "more than max_rejects = 9" in summary.reason
     assert 10 <= summary.rejected < 20
@@ -76,7 +76,7 @@ def test_a_staged_file_that_is_gone_at_the_last_fold_is_made_again(many_shards, 
             job.draft.sink.discard(receipt.files)
             removed.add(receipt.shard)
 
-    summary = run(job, device="cpu", threads=1, batch_tokens=8, on_progress=remove)
+    summary = run(job.draft, device="cpu", threads=1, batch_tokens=8, on_progress=remove)
     assert removed
     assert (summary.state, summary.exit_code, summary.rows_done, summary.rejected) == ("finished", 0, 40, 20)
     assert {one.shard for one in other.receipts() if one.generation == 1} == removed
@@ -109,7 +109,7 @@ def test_what_others_publish_during_the_last_fold_is_folded_too(many_shards, tin
 
     fold = ours.fold
     monkeypatch.setattr(ours, "fold", publish_after)
-    summary = run(job, device="cpu", threads=1, batch_tokens=8, on_progress=reopen)
+    summary = run(job.draft, device="cpu", threads=1, batch_tokens=8, on_progress=reopen)
     assert len(again) == 1
     assert (summary.state, summary.exit_code, summary.rows_done, summary.rejected) == ("finished", 0, 39, 21)
     assert table_of(job.draft.spec).num_rows == 39

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lading.config.words import counted
-from lading.pipelines.job import draft, start
+from lading.pipelines.job import draft
 from lading.pipelines.spec import JobSpec, PolicySpec, SinkSpec, SourceSpec, StepSpec
 from lading.workers.run import run
 from lading.workers.summary import Summary
@@ -46,7 +46,7 @@ def jsonl(tmp_path: Path) -> Path:
 def stopped(job: JobSpec) -> Summary:
     stop = threading.Event()
     stop.set()
-    return run(start(draft(job)), device="cpu", threads=1, stop=stop)
+    return run(draft(job), device="cpu", threads=1, stop=stop)
 
 
 def test_an_interrupted_job_is_measured_by_all_of_its_rows(parquet: Path, tiny_encoder: Path, tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_total_that_nobody_knows_is_not_made_up(jsonl: Path, tiny_encoder: Pat
     summary = stopped(job)
     assert summary.rows_total is None
     assert "of how many is not known" in summary.lines()[0]
-    summary = run(start(draft(job)), device="cpu", threads=1)
+    summary = run(draft(job), device="cpu", threads=1)
     assert summary.rows_total == ROWS
     assert f"finished: {ROWS} of {ROWS} rows in" in summary.lines()[0]
 

@@ -168,11 +168,11 @@ def _become(request: dict[str, Any]) -> None:
 
 def _run(request: dict[str, Any], result: Path) -> int:
     from lading.config.errors import LadingError
-    from lading.pipelines.job import draft, start
+    from lading.pipelines.job import draft
     from lading.workers.run import run
 
     try:
-        summary = run(start(draft(from_dict(request["spec"]))), device="cpu", threads=1, **request["options"])
+        summary = run(draft(from_dict(request["spec"])), device="cpu", threads=1, **request["options"])
     except LadingError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -57,6 +57,20 @@ class ShardInFlight:
         return self.all_read and all(part.missing == 0 for part in self.parts)
 
 
+def only(rows: Rows, ordinals: np.ndarray) -> Rows:
+    """The rows of a shard that a later generation covers."""
+    wanted = np.isin(rows.ordinals, ordinals)
+    places = np.flatnonzero(wanted)
+    chosen = set(ordinals.tolist())
+    return Rows(
+        batch=rows.batch.take(pa.array(places)),
+        ordinals=rows.ordinals[wanted],
+        positions=rows.positions[wanted],
+        paths=rows.paths if isinstance(rows.paths, str) else [rows.paths[place] for place in places],
+        bad=[reject for reject in rows.bad if reject.ordinal in chosen],
+    )
+
+
 Chosen = tuple[Part, np.ndarray]  # items (int64) of one part
 
 

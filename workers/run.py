@@ -11,34 +11,27 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import numpy as np
-import pyarrow as pa
-
 from .. import adapters
 from ..config.errors import StopJob, TooManyRejects
 from ..config.settings import Settings
 from ..config.settings import load as load_settings
 from ..config.words import counted
 from ..pipelines import sources
-from ..pipelines.job import Job
-from ..pipelines.manifest import Work
+from ..pipelines.generations import Totals
+from ..pipelines.job import Draft, start
+from ..pipelines.manifest import RETRYABLE, Work
 from ..pipelines.provenance import kept_columns
 from ..pipelines.records import Receipt, Rows
 from .engine import Engine
-from .parts import ShardInFlight, covered_ids, finish
-from .stages import Clock
+from .measured import Measured, summarise
+from .parts import ShardInFlight, covered_ids, finish, only
 from .summary import Progress, Summary
 
 log = logging.getLogger(__name__)
 
 
-def check_device(name: str) -> None:
-    """Raises UsageError unless `run` can have this device: to be asked before `start` makes anything."""
-    adapters.check_device(name)
-
-
 def run(
-    job: Job,
+    draft: Draft,
     *,
     device: str = "auto",
     batch_tokens: int = 0,
@@ -46,64 +39,67 @@ def run(
     stop: threading.Event | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Summary:
-    """Do what is left of the job and fold it into the output; returns what came of it.
+    """Start the job or join it, do what is left of it and fold that into the output; returns what came of it.
 
-    `stop` ends the run after the shards in flight. Raises LadingError only where nothing could be begun;
-    what ends a run that has begun is in the summary's `state` and `reason`. All that was published stays,
-    and the same call resumes.
+    `stop` ends the run after the shards in flight. Raises LadingError only where nothing could be begun, UsageError
+    before anything is written; what ends a run that has begun is in the summary's `state` and `reason`. All that was
+    published stays, and the same call resumes.
     """
-    if job.manifest.closed() is not None:
-        job.draft.sink.unregister(job.id)  # whoever closed it may have died before it came to that
-        return _summary(job, "nothing to do")
-    return _Run(job, load_settings(), stop or threading.Event(), on_progress).run(device, batch_tokens, threads)
+    adapters.check_device(device)
+    settings = load_settings()
+    one = _Run(draft, settings, stop or threading.Event(), on_progress)
+    return one.run(Placement(device, batch_tokens, threads or settings.threads))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Placement:
+    """Where and how the model runs; no part of the job."""
+
+    device: str
+    batch_tokens: int  # 0: by the device
+    threads: int  # 0: all cores
 
 
 class _Run:
-    """One pass over the shards that are still to be done. The device loop is in the calling thread; one more thread writes."""
+    """One pass over the shards that are still to be done. The engine is in the calling thread; one more thread writes."""
 
     def __init__(
-        self, job: Job, settings: Settings, stop: threading.Event, on_progress: Callable[[Progress], None]
+        self, draft: Draft, settings: Settings, stop: threading.Event, on_progress: Callable[[Progress], None]
     ) -> None:
-        self.job, self.settings, self.stop, self.on_progress = job, settings, stop, on_progress
-        self.draft, self.manifest, self.sink = job.draft, job.manifest, job.draft.sink
-        self.step = self.draft.spec.steps[0]
-        self.write_clock, self.fold_clock = Clock(), Clock()
-        self.folds = self.conflicts = self.rows_run = self.rejected = self.done_before = self.done_shards = 0
-        self.last_fold = self.began = time.monotonic()
+        self.draft, self.settings, self.stop, self.on_progress = draft, settings, stop, on_progress
+        self.sink, self.step = draft.sink, draft.spec.steps[0]
+        self.measured = Measured()
+        self.rejected = self.done_before = self.done_shards = 0
+        self.last_fold = 0.0
         self.engine: Engine | None = None
 
-    def run(self, device: str, batch_tokens: int, threads: int) -> Summary:
+    def run(self, placement: Placement) -> Summary:
+        if self.draft.manifest is None:  # a model that does not run here leaves no output behind
+            self.engine = self._load(placement)
+        self.job = start(self.draft)
+        self.manifest = self.job.manifest
+        if self.manifest.closed() is not None:
+            self.sink.unregister(self.job.id)  # whoever closed it may have died before it came to that
+            return summarise(self.job, "nothing to do")
         self.manifest.reopen_failed()
         totals = self.manifest.totals()
         self.done_before, self.rejected, self.done_shards = totals.done, totals.rejected, totals.shards_done
         if self._too_many(totals.rejected):
             self._fold()  # what is published is to be seen, and what turns out void counts no more
             if too_many := self._too_many(self.rejected):
-                return self._end("stopped", too_many, 0.0)
+                return self._end("stopped", too_many)
         works = self.manifest.work()
         if not works:  # all published, by an earlier run or another process; perhaps not all folded
             works = self._left()
         if not works:
-            return self._end("finished", "", 0.0)
-        began = time.monotonic()
-        threads = threads or self.settings.threads
-        adapter = adapters.load(self.draft.recipe, self.draft.checkpoint.folder, device=device, threads=threads)
-        load_s = time.monotonic() - began
-        budget = batch_tokens or self.settings.batch_tokens(adapter.device)
-        self.engine = Engine(
-            adapter=adapter,
-            read_shard=self._read,
-            texts=list(self.step.text),
-            budget=budget,
-            window=self.settings.window(budget),
-            stop=self.stop,
-            on_batch=self._tell,
-        )
-        self.began = self.last_fold = time.monotonic()
+            return self._end("finished", "")
+        self.engine = self.engine or self._load(placement)
+        self.measured.begin(self.engine)
+        self.last_fold = time.monotonic()
         state, reason = "finished", ""
         try:
             while works and not self.stop.is_set():
-                self._pass(works)
+                self._pass(self.engine, works)
                 works = self._left()  # what other processes began and lost, or what turned out void
             if works:
                 state, reason = "interrupted", "stopped on request; the same command resumes"
@@ -114,12 +110,27 @@ class _Run:
             state, reason = "stopped", str(error)
             with contextlib.suppress(StopJob):  # the reason why nothing more can be brought into view is known
                 self._fold()
-        return self._end(state, reason, load_s)
+        return self._end(state, reason)
 
-    def _pass(self, works: list[Work]) -> None:
+    def _load(self, placement: Placement) -> Engine:
+        began = time.monotonic()
+        folder = self.draft.checkpoint.folder
+        adapter = adapters.load(self.draft.recipe, folder, device=placement.device, threads=placement.threads)
+        self.measured.load_s = time.monotonic() - began
+        budget = placement.batch_tokens or self.settings.batch_tokens(adapter.device)
+        return Engine(
+            adapter=adapter,
+            read_shard=self._read,
+            texts=list(self.step.text),
+            budget=budget,
+            window=self.settings.window(budget),
+            stop=self.stop,
+            on_batch=self._tell,
+        )
+
+    def _pass(self, engine: Engine, works: list[Work]) -> None:
         """Every shard of `works` through the engine and the writing thread."""
-        assert self.engine is not None
-        shards = self.engine.shards(self._unclaimed(works))
+        shards = engine.shards(self._unclaimed(works))
         with ThreadPoolExecutor(1, thread_name_prefix="lading-write") as writer, contextlib.closing(shards):
             writing: list[Future[None]] = []
             for shard in shards:
@@ -159,11 +170,11 @@ class _Run:
     # -- the writing thread
 
     def _write(self, shard: ShardInFlight) -> None:
-        with self.write_clock:
+        with self.measured.write:
             receipt = self._publish(shard)
         self.done_shards += 1
         self.rejected += receipt.rejected
-        self.rows_run += receipt.rows_in
+        self.measured.rows_run += receipt.rows_in
         if time.monotonic() - self.last_fold >= self.settings.fold_interval_s:
             self._fold()
         self._check_rejects()
@@ -220,28 +231,33 @@ class _Run:
 
     def _fold(self) -> bool:
         """Bring into view what is published; whether some of it was void and is to be done again."""
-        with self.fold_clock:
+        with self.measured.fold:
             receipts = self.manifest.finished()
             folded = self.sink.fold(self.job.id, receipts)
         if folded.void:  # staged files that were cleaned away before they came into view are made again
             self.manifest.reopen_void(folded.void)
         # Other processes' too. Never too few; too many where a later generation took rejects over.
         self.rejected = sum(one.rejected for one in receipts if (one.shard, one.generation) not in folded.void)
-        self.folds += folded.shards > 0
-        self.conflicts += folded.conflicts
+        self.measured.folds += folded.shards > 0
+        self.measured.conflicts += folded.conflicts
         self.last_fold = time.monotonic()
         return bool(folded.void)
 
     # -- the end
 
-    def _end(self, state: str, reason: str, load_s: float) -> Summary:
+    def _end(self, state: str, reason: str) -> Summary:
         """Close the job if all of it is in the output. The counts must balance, or this raises."""
         totals = self.manifest.totals()
         if state == "finished" and totals.shards_failed:
             state, reason = "unfinished", f"{counted(totals.shards_failed, 'shard')} failed; {totals.failure}"
         elif state == "finished" and (too_many := self._too_many(totals.rejected)):
             state, reason = "stopped", too_many
-        summary = _summary(self.job, state, reason, run=self, load_s=load_s)
+        elif state == "finished" and _model_failed(totals):
+            state, reason = (
+                "stopped",
+                f"the model gave no usable result for any row: see lading rejects {self.sink.output}; try --precision float32 or another model",
+            )
+        summary = summarise(self.job, state, reason, self.measured)
         if state == "finished":
             try:
                 self.manifest.close(summary.to_dict(), folded=self.sink.folded(self.job.id))
@@ -261,70 +277,13 @@ class _Run:
                 shards_done=self.done_shards,
                 shards_total=len(self.draft.shards),
                 tokens=gauges.cost,
-                elapsed_s=time.monotonic() - self.began,
+                elapsed_s=self.measured.elapsed_s,
                 fill=gauges.fill,
             )
         )
 
 
-def only(rows: Rows, ordinals: np.ndarray) -> Rows:
-    """The rows of a shard that a later generation covers."""
-    wanted = np.isin(rows.ordinals, ordinals)
-    places = np.flatnonzero(wanted)
-    chosen = set(ordinals.tolist())
-    return Rows(
-        batch=rows.batch.take(pa.array(places)),
-        ordinals=rows.ordinals[wanted],
-        positions=rows.positions[wanted],
-        paths=rows.paths if isinstance(rows.paths, str) else [rows.paths[place] for place in places],
-        bad=[reject for reject in rows.bad if reject.ordinal in chosen],
-    )
-
-
-def _summary(job: Job, state: str, reason: str = "", *, run: _Run | None = None, load_s: float = 0.0) -> Summary:
-    totals = job.manifest.totals()
-    measured: dict[str, object] = {}
-    if run is not None and run.engine is not None:
-        gauges = run.engine.gauges
-        clocks = {
-            "read": gauges.read,
-            "prepare": gauges.prepare,
-            "run": gauges.run,
-            "hand out": gauges.hand_out,
-            "write": run.write_clock,
-            "fold": run.fold_clock,
-        }
-        measured = {
-            "tokens": gauges.cost,
-            "rows_run": run.rows_run,
-            "elapsed_s": time.monotonic() - run.began,
-            "fill": gauges.fill,
-            "busy": gauges.busy,
-            "kernel": run.engine.adapter.kernel,
-            "seconds": {
-                **{name: round(clock.wall, 3) for name, clock in clocks.items()},
-                "run": round(gauges.run.wall / gauges.streams, 3),
-                "idle": round(gauges.idle, 3),
-            },
-            "cpu_seconds": {name: round(clock.cpu, 3) for name, clock in clocks.items()},
-            "folds": run.folds,
-            "conflicts": run.conflicts,
-        }
-    return Summary(
-        job=job.id,
-        output=str(job.draft.sink.output),
-        state=state,
-        reason=reason,
-        rows_total=totals.rows_in if totals.shards_done == totals.shards else job.draft.rows,
-        rows_in=totals.rows_in,
-        rows_done=totals.done,
-        rejected=totals.rejected,
-        failed=totals.failed,
-        remaining_shards=totals.shards - totals.shards_done,
-        rows_out=totals.rows_out,
-        rejects=totals.rejects,
-        truncated=totals.truncated,
-        load_s=load_s,
-        ids_checked=job.draft.spec.source.check_ids or not job.draft.spec.source.id,
-        **measured,  # pyright: ignore[reportArgumentType]
-    )
+def _model_failed(totals: Totals) -> bool:
+    """Whether there were rows to run and the model is to blame for each of them that is not in the output, that is all."""
+    to_blame = sum(totals.rejects.get(code, 0) for code in RETRYABLE)
+    return totals.done == 0 and to_blame > 0

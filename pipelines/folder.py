@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
+import random
+import re
 import time
 import uuid
 from collections.abc import Generator, Iterable
@@ -15,7 +18,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from ..config.errors import OutputError, StopJob
+from ..config.errors import LadingError, OutputError, StopJob
+
+PUT_ATTEMPTS = 8  # within about six seconds
 
 
 class Folder(Protocol):
@@ -98,14 +103,29 @@ def stopping(action: str, where: str | Path) -> Generator[None, None, None]:
     """Turn a failing disk or store into StopJob, which says what could not be done, where, and what to do."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        if not is_outside(error):
+            raise
         # Lance reports the errno only in its text.
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error)
+        full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error)
         remedy = "free space" if full else "put that right"
-        reason = (error.strerror or str(error)).split(", /home/")[0]
         raise StopJob(
-            f"could not {action} {where}: {reason}. Nothing half-written counts: {remedy} and run the same command again"
+            f"could not {action} {where}: {reason(error)}. Nothing half-written counts: {remedy} and run the same command again"
         ) from error
+
+
+def is_outside(error: Exception) -> bool:
+    """Whether a disk or a store is to blame. The clients of stores have errors of their own: botocore's are no OSErrors,
+    and to know them all by name would mean to know every client."""
+    foreign = type(error).__module__ not in ("builtins", "pyarrow.lib")
+    return isinstance(error, OSError) or (foreign and not isinstance(error, LadingError | ValueError))
+
+
+def reason(error: Exception) -> str:
+    """What a disk or a store says, in one line: without the place in Lance's source, or S3's answer but for what it means."""
+    said = getattr(error, "strerror", None) or str(error)
+    answer = re.search("<Code>(.*?)</Code>.*?<Message>(.*?)</Message>", said, re.DOTALL)
+    return f"{answer[1]}: {answer[2]}" if answer else said.split(", /home/")[0].strip().partition("\n")[0]
 
 
 def make_durable(files: Iterable[str | Path], *, may_be_gone: bool = False) -> None:
@@ -259,69 +279,70 @@ class LocalFolder:
 
 
 class StoreFolder:
-    """On an object store, through fsspec: mode "xb" is a conditional put (measured for s3fs; `check` asks the store)."""
+    """On an object store, through fsspec, whose mode "create" is a conditional put (`check` asks whether the store obeys)."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._store, self._root = _store(url)
 
     def put(self, name: str, data: bytes) -> bytes:
-        path = f"{self._root}/{name}"
-        try:
-            with self._store.open(path, "xb") as file:
-                file.write(data)
-            return data
-        except FileExistsError:
-            pass
-        except OSError:
-            # A put that timed out may have been stored all the same: what stands there decides.
-            if not self.exists(name):
-                with stopping("write", f"{self.url}/{name}"):
-                    raise
-        with stopping("read", f"{self.url}/{name}"):
-            return self._store.cat_file(path)
+        for attempt in range(PUT_ATTEMPTS):
+            with stopping("write", f"{self.url}/{name}"):
+                try:
+                    self._store.pipe_file(self._path(name), data, mode="create")
+                    return data
+                except Exception as error:
+                    if not is_outside(error):
+                        raise
+                    # A put that timed out may have been stored all the same, and was then refused when the client tried
+                    # it again: what stands there decides. Where that cannot be read either, the first reason says more.
+                    with contextlib.suppress(StopJob):
+                        if (standing := self.read(name)) is not None:
+                            return standing
+                    # S3's word for puts that met, of which none was stored; it asks to try again.
+                    if "ConditionalRequestConflict" not in str(error) or attempt == PUT_ATTEMPTS - 1:
+                        raise
+            time.sleep(random.uniform(0, 0.05 * 2**attempt))
+        raise AssertionError("the last attempt returns or raises")
 
     def read(self, name: str) -> bytes | None:
         with stopping("read", f"{self.url}/{name}"), contextlib.suppress(FileNotFoundError):
-            return self._store.cat_file(f"{self._root}/{name}")
+            return self._store.cat_file(self._path(name))
         return None
 
     def exists(self, name: str) -> bool:
-        return self._store.exists(f"{self._root}/{name}")
+        with stopping("look up", f"{self.url}/{name}"):
+            return self._store.exists(self._path(name))
 
     def names(self, under: str = "") -> list[str]:
         with stopping("list", f"{self.url}/{under}"), contextlib.suppress(FileNotFoundError):
-            found = self._store.ls(f"{self._root}/{under}", detail=True)
-            return sorted(entry["name"].rsplit("/", 1)[-1] for entry in found if entry["type"] == "file")
+            found = self._store.ls(self._path(under), detail=True)
+            names = sorted(entry["name"].rsplit("/", 1)[-1] for entry in found if entry["type"] == "file")
+            return [name for name in names if name]  # S3's consoles make a folder by an object of its name and a slash
         return []
 
     @contextlib.contextmanager
     def stream(self, name: str) -> Generator[BinaryIO, None, None]:
-        path = f"{self._root}/{name}"
-        file = self._store.open(path, "wb")
-        try:
+        # Held back until it is whole: a store's own file, given up half-way, stores what it has when it is collected.
+        with io.BytesIO() as file:
             yield file
-        except BaseException:
-            file.discard()  # closing would store what was written so far
-            self.delete(name)  # some stores show a file from its opening on
-            raise
-        file.close()
+            with stopping("write", f"{self.url}/{name}"):
+                self._store.pipe_file(self._path(name), file.getvalue())
 
     def open(self, name: str) -> BinaryIO:
-        return self._store.open(f"{self._root}/{name}", "rb")
+        return self._store.open(self._path(name), "rb")
 
     def adopt(self, source: Folder, staged: str, name: str) -> bool:
-        try:
+        with stopping("copy to", f"{self.url}/{name}"), contextlib.suppress(FileNotFoundError):
             self._store.copy(f"{source.url}/{staged}", f"{self.url}/{name}")
-        except FileNotFoundError:
-            return False
-        return True
+            return True
+        return False
 
     def clean(self, under: str, older_than_s: float) -> int:
         removed = 0
         for name in self.names(under):
-            path = f"{self._root}/{under}/{name}"
-            with contextlib.suppress(FileNotFoundError):
+            path = self._path(f"{under}/{name}")
+            with stopping("clean", f"{self.url}/{under}"), contextlib.suppress(FileNotFoundError):
                 size, age = self._store.size(path), time.time() - self._store.modified(path).timestamp()
                 if age >= older_than_s:
                     self._store.rm_file(path)
@@ -330,19 +351,25 @@ class StoreFolder:
 
     def overwrite(self, name: str, data: bytes) -> None:
         with stopping("write", f"{self.url}/{name}"):
-            self._store.pipe_file(f"{self._root}/{name}", data)
+            self._store.pipe_file(self._path(name), data)
 
     def delete(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._store.rm(f"{self._root}/{name}", recursive=True)
+        with stopping("delete", f"{self.url}/{name}"), contextlib.suppress(FileNotFoundError):
+            self._store.rm(self._path(name), recursive=True)
 
     def check(self) -> None:
+        remedy = "use a store with conditional writes"
         try:
             _check_twice(self)
-        except (StopJob, ValueError, NotImplementedError) as error:
-            raise OutputError(
-                f"cannot put a file only if absent in {self.url}: {error}; use a store with conditional writes"
-            ) from error
+        except (ValueError, NotImplementedError) as error:
+            raise OutputError(f"cannot put a file only if absent in {self.url}: {error}; {remedy}") from error
+        except StopJob as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENOSYS:
+                raise OutputError(f"cannot put a file only if absent in {self.url}: {error}; {remedy}") from error
+            raise OutputError(f"cannot write beside the output: {error}") from error
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}".rstrip("/")
 
 
 def _check_twice(folder: Folder) -> None:

@@ -17,7 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from s3fs import S3FileSystem
 
 from lading.config.errors import OutputError, StopJob
-from lading.pipelines.folder import Folder, LocalFolder, folder_names, make_durable, open_folder
+from lading.pipelines.folder import Folder, folder_names, make_durable, open_folder
 
 
 @pytest.fixture(params=["local", "memory", "s3"])

@@ -89,7 +89,7 @@ def folder_names(url: str) -> list[str]:
     if "://" not in url:
         return sorted(entry.name for entry in os.scandir(url) if entry.is_dir()) if os.path.isdir(url) else []
     filesystem, root = _store(url)
-    with contextlib.suppress(FileNotFoundError):
+    with stopping("list", url), contextlib.suppress(FileNotFoundError):
         return sorted(
             entry["name"].rsplit("/", 1)[-1]
             for entry in filesystem.ls(root, detail=True)
@@ -108,7 +108,10 @@ def stopping(action: str, where: str | Path) -> Generator[None, None, None]:
             raise
         # Lance reports the errno only in its text.
         full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error)
-        remedy = "free space" if full else "put that right"
+        refused = isinstance(error, PermissionError) and "://" in str(where)
+        remedy = (
+            "free space" if full else "see what the environment's credentials allow" if refused else "put that right"
+        )
         raise StopJob(
             f"could not {action} {where}: {reason(error)}. Nothing half-written counts: {remedy} and run the same command again"
         ) from error
@@ -125,7 +128,11 @@ def reason(error: Exception) -> str:
     """What a disk or a store says, in one line: without the place in Lance's source, or S3's answer but for what it means."""
     said = getattr(error, "strerror", None) or str(error)
     answer = re.search("<Code>(.*?)</Code>.*?<Message>(.*?)</Message>", said, re.DOTALL)
-    return f"{answer[1]}: {answer[2]}" if answer else said.split(", /home/")[0].strip().partition("\n")[0]
+    return (
+        f"{answer[1]}: {answer[2].rstrip('.')}"
+        if answer
+        else said.split(", /home/")[0].strip().partition("\n")[0].rstrip(".")
+    )
 
 
 def make_durable(files: Iterable[str | Path], *, may_be_gone: bool = False) -> None:

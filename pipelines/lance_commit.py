@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from ..config.errors import OutputError, StopJob
 from ..config.failpoints import failpoint
-from .folder import make_durable, make_folder, open_folder, stopping
+from .folder import make_durable, make_folder, open_folder, reason, stopping
 
 with warnings.catch_warnings():
     # Workers fork before their first use of Lance, never after.
@@ -65,11 +65,10 @@ def open_table(uri: str) -> lance.LanceDataset | None:
         except ValueError as error:
             if "was not found" in str(error):
                 return None
-            reason = str(error).split(", /home/")[0]
-            raise StopJob(
-                f"{uri} does not open: {reason}. If a power cut left its newest file in _versions empty, remove that "
-                "file and run the same command again"
-            ) from error
+            remedy = "If a power cut left its newest file in _versions empty, remove that file"
+            if "://" in uri:
+                remedy = "See that the store can be reached, and what the environment's credentials allow,"
+            raise StopJob(f"{uri} does not open: {reason(error)}. {remedy} and run the same command again") from error
 
 
 def create_table(uri: str, schema: pa.Schema) -> bool:

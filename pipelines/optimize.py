@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..config.errors import OutputError
-from .folder import Folder
+from .folder import Folder, stopping
 from .manifest import jobs
 from .output import Output, find_output, metadata_of
 from .provenance import RECIPES
@@ -65,7 +65,8 @@ def optimize(output: str) -> Optimized:
     closed = [job for job in jobs(found) if found.job(job).exists("closed.json")]
     running = sorted(set(jobs(found)) - set(closed))
     if found.kind == "lancedb":
-        _optimize_table(found, done, running)
+        with stopping("optimize", found.data):
+            _optimize_table(found, done, running)
     for job in closed:
         _clean(found.job(job), done)
     if running:

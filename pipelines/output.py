@@ -145,9 +145,4 @@ def _absolute(place: str) -> str:
 
 
 def _exists(place: str) -> bool:
-    if "://" not in place:
-        return os.path.isdir(place)
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(place)
-    return filesystem.exists(path)
+    return open_folder(place).exists("") if "://" in place else os.path.isdir(place)

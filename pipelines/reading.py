@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from ..config.errors import OutputError
+from .folder import is_outside, reason
 from .output import find_output
 
 
@@ -30,7 +31,9 @@ def open_reading(output: str) -> Reading:
     try:
         if found.kind == "lancedb":
             return cast(Reading, lance.dataset(found.data))
-        filesystem, path = fsspec.core.url_to_fs(found.data)
+        filesystem, path = fsspec.core.url_to_fs(found.data, use_listings_cache=False)
         return cast(Reading, pads.dataset(path, filesystem=filesystem, format="parquet"))
-    except (ValueError, FileNotFoundError) as error:
-        raise OutputError(f"{output} cannot be read: {error}") from error
+    except Exception as error:
+        if not (isinstance(error, ValueError) or is_outside(error)):
+            raise
+        raise OutputError(f"{output} cannot be read: {reason(error)}") from error

@@ -18,6 +18,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from ..config.errors import LadingError, ShardError, SourceChanged, SourceError, nearest
+from .folder import reason
 from .records import Input
 from .spec import SourceSpec
 
@@ -53,7 +54,13 @@ def find(spec: SourceSpec) -> tuple[str, list[Input]]:
         except Exception as error:
             if not is_read_error(error, path):
                 raise
-            raise SourceError(f"{path}: {type(error).__name__}: {error}") from error
+            said = f"{path}: {type(error).__name__}: {error}"
+            if not is_local(path):
+                said = (
+                    f"{path} cannot be looked up: {reason(error)}; see that the store can be reached, and what the "
+                    "environment's credentials allow"
+                )
+            raise SourceError(said) from error
         for format, one in expanded:
             found.setdefault(one.path, one)
             kinds.setdefault(format, one.path)
@@ -242,7 +249,7 @@ def _table(path: str, version: int) -> Input:
         fragments = [fragment.metadata.to_json() for fragment in table.get_fragments()]
     except (ValueError, OSError, RuntimeError) as error:
         which = f" at version {version}" if version else ""
-        raise SourceError(f"{path} cannot be opened as a Lance table{which}: {str(error).splitlines()[0]}") from error
+        raise SourceError(f"{path} cannot be opened as a Lance table{which}: {reason(error)}") from error
     made_of = hashlib.sha256(json.dumps(fragments, sort_keys=True, default=str).encode()).hexdigest()[:16]
     return Input(path, table.count_rows(), f"{table.version}-{made_of}")
 

@@ -341,7 +341,7 @@ class StoreFolder:
 
     def adopt(self, source: Folder, staged: str, name: str) -> bool:
         with stopping("copy to", f"{self.url}/{name}"), contextlib.suppress(FileNotFoundError):
-            self._store.copy(f"{source.url}/{staged}", f"{self.url}/{name}")
+            self._store.cp_file(f"{source.url}/{staged}", self._path(name))
             return True
         return False
 

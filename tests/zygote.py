@@ -114,6 +114,7 @@ class Zygote:
 
 
 def _warm() -> None:
+    import s3fs  # noqa: F401
     import transformers.models.bert.modeling_bert  # noqa: F401  or each child imports it for itself
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 

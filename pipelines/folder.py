@@ -10,7 +10,6 @@ import errno
 import io
 import os
 import random
-import re
 import time
 import uuid
 from collections.abc import Generator, Iterable
@@ -18,9 +17,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from ..config.errors import LadingError, OutputError, StopJob
+from ..config.errors import OutputError, StopJob
+from .failures import is_outside, stopping
 
-PUT_ATTEMPTS = 8  # within about six seconds
+PUT_ATTEMPTS = 7  # within six seconds at most
 
 
 class Folder(Protocol):
@@ -96,43 +96,6 @@ def folder_names(url: str) -> list[str]:
             if entry["type"] == "directory"
         )
     return []
-
-
-@contextlib.contextmanager
-def stopping(action: str, where: str | Path) -> Generator[None, None, None]:
-    """Turn a failing disk or store into StopJob, which says what could not be done, where, and what to do."""
-    try:
-        yield
-    except Exception as error:
-        if not is_outside(error):
-            raise
-        # Lance reports the errno only in its text.
-        full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error)
-        refused = isinstance(error, PermissionError) and "://" in str(where)
-        remedy = (
-            "free space" if full else "see what the environment's credentials allow" if refused else "put that right"
-        )
-        raise StopJob(
-            f"could not {action} {where}: {reason(error)}. Nothing half-written counts: {remedy} and run the same command again"
-        ) from error
-
-
-def is_outside(error: Exception) -> bool:
-    """Whether a disk or a store is to blame. The clients of stores have errors of their own: botocore's are no OSErrors,
-    and to know them all by name would mean to know every client."""
-    foreign = type(error).__module__ not in ("builtins", "pyarrow.lib")
-    return isinstance(error, OSError) or (foreign and not isinstance(error, LadingError | ValueError))
-
-
-def reason(error: Exception) -> str:
-    """What a disk or a store says, in one line: without the place in Lance's source, or S3's answer but for what it means."""
-    said = getattr(error, "strerror", None) or str(error)
-    answer = re.search("<Code>(.*?)</Code>.*?<Message>(.*?)</Message>", said, re.DOTALL)
-    return (
-        f"{answer[1]}: {answer[2].rstrip('.')}"
-        if answer
-        else said.split(", /home/")[0].strip().partition("\n")[0].rstrip(".")
-    )
 
 
 def make_durable(files: Iterable[str | Path], *, may_be_gone: bool = False) -> None:
@@ -293,7 +256,9 @@ class StoreFolder:
         self._store, self._root = _store(url)
 
     def put(self, name: str, data: bytes) -> bytes:
-        for attempt in range(PUT_ATTEMPTS):
+        attempt = 0
+        while True:
+            attempt += 1
             with stopping("write", f"{self.url}/{name}"):
                 try:
                     self._store.pipe_file(self._path(name), data, mode="create")
@@ -301,16 +266,15 @@ class StoreFolder:
                 except Exception as error:
                     if not is_outside(error):
                         raise
-                    # A put that timed out may have been stored all the same, and was then refused when the client tried
-                    # it again: what stands there decides. Where that cannot be read either, the first reason says more.
+                    # A put that timed out may have been stored all the same, and then refused when the client tried it
+                    # again: what stands there decides. If that cannot be read either, the first reason says more.
                     with contextlib.suppress(StopJob):
                         if (standing := self.read(name)) is not None:
                             return standing
-                    # S3's word for puts that met, of which none was stored; it asks to try again.
-                    if "ConditionalRequestConflict" not in str(error) or attempt == PUT_ATTEMPTS - 1:
+                    # S3's word for puts that met, none of which was stored.
+                    if "ConditionalRequestConflict" not in str(error) or attempt == PUT_ATTEMPTS:
                         raise
             time.sleep(random.uniform(0, 0.05 * 2**attempt))
-        raise AssertionError("the last attempt returns or raises")
 
     def read(self, name: str) -> bytes | None:
         with stopping("read", f"{self.url}/{name}"), contextlib.suppress(FileNotFoundError):
@@ -324,8 +288,8 @@ class StoreFolder:
     def names(self, under: str = "") -> list[str]:
         with stopping("list", f"{self.url}/{under}"), contextlib.suppress(FileNotFoundError):
             found = self._store.ls(self._path(under), detail=True)
-            names = sorted(entry["name"].rsplit("/", 1)[-1] for entry in found if entry["type"] == "file")
-            return [name for name in names if name]  # S3's consoles make a folder by an object of its name and a slash
+            # S3's consoles make a folder by an object of its name and a slash: a file without a name.
+            return sorted(filter(None, (one["name"].rsplit("/", 1)[-1] for one in found if one["type"] == "file")))
         return []
 
     @contextlib.contextmanager
@@ -365,15 +329,15 @@ class StoreFolder:
             self._store.rm(self._path(name), recursive=True)
 
     def check(self) -> None:
-        remedy = "use a store with conditional writes"
         try:
             _check_twice(self)
-        except (ValueError, NotImplementedError) as error:
-            raise OutputError(f"cannot put a file only if absent in {self.url}: {error}; {remedy}") from error
-        except StopJob as error:
-            if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENOSYS:
-                raise OutputError(f"cannot put a file only if absent in {self.url}: {error}; {remedy}") from error
-            raise OutputError(f"cannot write beside the output: {error}") from error
+        except (StopJob, ValueError, NotImplementedError) as error:
+            # "Not implemented" is what S3's protocol has for a header that a store does not know.
+            if isinstance(error, StopJob) and getattr(error.__cause__, "errno", None) != errno.ENOSYS:
+                raise OutputError(f"cannot write beside the output: {error}") from error
+            raise OutputError(
+                f"cannot put a file only if absent in {self.url}: {error}; use a store with conditional writes"
+            ) from error
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}".rstrip("/")

@@ -22,7 +22,8 @@ import pyarrow as pa
 
 from ..config.errors import OutputError, StopJob
 from ..config.failpoints import failpoint
-from .folder import make_durable, make_folder, open_folder, reason, stopping
+from .failures import reason, stopping
+from .folder import make_durable, make_folder, open_folder
 
 with warnings.catch_warnings():
     # Workers fork before their first use of Lance, never after.

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from ..config.errors import OutputError
-from .folder import Folder, stopping
+from .failures import stopping
+from .folder import Folder
 from .manifest import jobs
 from .output import Output, find_output, metadata_of
 from .provenance import RECIPES

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from ..config.errors import OutputError
-from .folder import is_outside, reason
+from .failures import is_outside, reason
 from .output import find_output
 
 

@@ -18,7 +18,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from ..config.errors import LadingError, ShardError, SourceChanged, SourceError, nearest
-from .folder import reason
+from .failures import reason
 from .records import Input
 from .spec import SourceSpec
 

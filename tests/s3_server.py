@@ -85,7 +85,7 @@ def _refuse(start_response: Any, status: str, code: str) -> list[bytes]:
 def _serve() -> None:
     from moto import settings
     from moto.iam.models import iam_backends
-    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+    from moto.moto_server.werkzeug_app import MotoRequestHandler, create_backend_app
     from moto.s3.models import s3_backends
     from werkzeug.serving import make_server
 
@@ -99,7 +99,7 @@ def _serve() -> None:
     settings.INITIAL_NO_AUTH_ACTION_COUNT = 0  # from here on, who signs wrongly is refused
     logging.getLogger("werkzeug").setLevel(os.environ.get("S3_SERVER_LOG", "WARNING"))
     application = _Application(
-        DomainDispatcherApplication(create_backend_app),
+        create_backend_app("s3"),
         forget=lambda path: s3.delete_object("forgetful", path.removeprefix("/forgetful/")),
     )
     server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=MotoRequestHandler)

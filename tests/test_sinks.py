@@ -539,7 +539,12 @@ def test_urls_name_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(
     ("url", "words"),
-    [("lance://x/y", "did you mean 'lancedb'"), ("./db", "write lancedb://"), ("parquet://", "names no place")],
+    [
+        ("lance://x/y", "did you mean 'lancedb'"),
+        ("./db", "write lancedb://"),
+        ("parquet://", "names no place"),
+        ("parquet://s3://bucket", "whole bucket"),
+    ],
 )
 def test_a_url_of_no_sink_is_refused_with_the_right_form(url: str, words: str) -> None:
     """What to write instead is in the message."""

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
+import random
 import time
 import uuid
 from collections.abc import Generator, Iterable
@@ -16,7 +18,10 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from ..config.errors import OutputError, StopJob
+from .failures import is_outside, stopping
 from .stores import open_store
+
+PUT_ATTEMPTS = 7  # within six seconds at most
 
 
 class Folder(Protocol):
@@ -85,28 +90,13 @@ def folder_names(url: str) -> list[str]:
     if "://" not in url:
         return sorted(entry.name for entry in os.scandir(url) if entry.is_dir()) if os.path.isdir(url) else []
     filesystem, root = _store(url)
-    with contextlib.suppress(FileNotFoundError):
+    with stopping("list", url), contextlib.suppress(FileNotFoundError):
         return sorted(
             entry["name"].rsplit("/", 1)[-1]
             for entry in filesystem.ls(root, detail=True)
             if entry["type"] == "directory"
         )
     return []
-
-
-@contextlib.contextmanager
-def stopping(action: str, where: str | Path) -> Generator[None, None, None]:
-    """Turn a failing disk or store into StopJob, which says what could not be done, where, and what to do."""
-    try:
-        yield
-    except OSError as error:
-        # Lance reports the errno only in its text.
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error)
-        remedy = "free space" if full else "put that right"
-        reason = (error.strerror or str(error)).split(", /home/")[0]
-        raise StopJob(
-            f"could not {action} {where}: {reason}. Nothing half-written counts: {remedy} and run the same command again"
-        ) from error
 
 
 def make_durable(files: Iterable[str | Path], *, may_be_gone: bool = False) -> None:
@@ -260,69 +250,71 @@ class LocalFolder:
 
 
 class StoreFolder:
-    """On an object store, through fsspec: mode "xb" is a conditional put (measured for s3fs; `check` asks the store)."""
+    """On an object store, through fsspec, whose mode "create" is a conditional put (`check` asks whether the store obeys)."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._store, self._root = _store(url)
 
     def put(self, name: str, data: bytes) -> bytes:
-        path = f"{self._root}/{name}"
-        try:
-            with self._store.open(path, "xb") as file:
-                file.write(data)
-            return data
-        except FileExistsError:
-            pass
-        except OSError:
-            # A put that timed out may have been stored all the same: what stands there decides.
-            if not self.exists(name):
-                with stopping("write", f"{self.url}/{name}"):
-                    raise
-        with stopping("read", f"{self.url}/{name}"):
-            return self._store.cat_file(path)
+        attempt = 0
+        while True:
+            attempt += 1
+            with stopping("write", f"{self.url}/{name}"):
+                try:
+                    self._store.pipe_file(self._path(name), data, mode="create")
+                    return data
+                except Exception as error:
+                    if not is_outside(error):
+                        raise
+                    # A put that timed out may have been stored all the same, and then refused when the client tried it
+                    # again: what stands there decides. If that cannot be read either, the first reason says more.
+                    with contextlib.suppress(StopJob):
+                        if (standing := self.read(name)) is not None:
+                            return standing
+                    # S3's word for puts that met, none of which was stored.
+                    if "ConditionalRequestConflict" not in str(error) or attempt == PUT_ATTEMPTS:
+                        raise
+            time.sleep(random.uniform(0, 0.05 * 2**attempt))
 
     def read(self, name: str) -> bytes | None:
         with stopping("read", f"{self.url}/{name}"), contextlib.suppress(FileNotFoundError):
-            return self._store.cat_file(f"{self._root}/{name}")
+            return self._store.cat_file(self._path(name))
         return None
 
     def exists(self, name: str) -> bool:
-        return self._store.exists(f"{self._root}/{name}")
+        with stopping("look up", f"{self.url}/{name}"):
+            return self._store.exists(self._path(name))
 
     def names(self, under: str = "") -> list[str]:
         with stopping("list", f"{self.url}/{under}"), contextlib.suppress(FileNotFoundError):
-            found = self._store.ls(f"{self._root}/{under}", detail=True)
-            return sorted(entry["name"].rsplit("/", 1)[-1] for entry in found if entry["type"] == "file")
+            found = self._store.ls(self._path(under), detail=True)
+            # S3's consoles make a folder by an object of its name and a slash: a file without a name.
+            return sorted(filter(None, (one["name"].rsplit("/", 1)[-1] for one in found if one["type"] == "file")))
         return []
 
     @contextlib.contextmanager
     def stream(self, name: str) -> Generator[BinaryIO, None, None]:
-        path = f"{self._root}/{name}"
-        file = self._store.open(path, "wb")
-        try:
+        # Held back until it is whole: a store's own file, given up half-way, stores what it has when it is collected.
+        with io.BytesIO() as file:
             yield file
-        except BaseException:
-            file.discard()  # closing would store what was written so far
-            self.delete(name)  # some stores show a file from its opening on
-            raise
-        file.close()
+            with stopping("write", f"{self.url}/{name}"):
+                self._store.pipe_file(self._path(name), file.getvalue())
 
     def open(self, name: str) -> BinaryIO:
-        return self._store.open(f"{self._root}/{name}", "rb")
+        return self._store.open(self._path(name), "rb")
 
     def adopt(self, source: Folder, staged: str, name: str) -> bool:
-        try:
-            self._store.copy(f"{source.url}/{staged}", f"{self.url}/{name}")
-        except FileNotFoundError:
-            return False
-        return True
+        with stopping("copy to", f"{self.url}/{name}"), contextlib.suppress(FileNotFoundError):
+            self._store.cp_file(f"{source.url}/{staged}", self._path(name))
+            return True
+        return False
 
     def clean(self, under: str, older_than_s: float) -> int:
         removed = 0
         for name in self.names(under):
-            path = f"{self._root}/{under}/{name}"
-            with contextlib.suppress(FileNotFoundError):
+            path = self._path(f"{under}/{name}")
+            with stopping("clean", f"{self.url}/{under}"), contextlib.suppress(FileNotFoundError):
                 size, age = self._store.size(path), time.time() - self._store.modified(path).timestamp()
                 if age >= older_than_s:
                     self._store.rm_file(path)
@@ -331,19 +323,25 @@ class StoreFolder:
 
     def overwrite(self, name: str, data: bytes) -> None:
         with stopping("write", f"{self.url}/{name}"):
-            self._store.pipe_file(f"{self._root}/{name}", data)
+            self._store.pipe_file(self._path(name), data)
 
     def delete(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._store.rm(f"{self._root}/{name}", recursive=True)
+        with stopping("delete", f"{self.url}/{name}"), contextlib.suppress(FileNotFoundError):
+            self._store.rm(self._path(name), recursive=True)
 
     def check(self) -> None:
         try:
             _check_twice(self)
         except (StopJob, ValueError, NotImplementedError) as error:
+            # "Not implemented" is what S3's protocol has for a header that a store does not know.
+            if isinstance(error, StopJob) and getattr(error.__cause__, "errno", None) != errno.ENOSYS:
+                raise OutputError(f"cannot write beside the output: {error}") from error
             raise OutputError(
                 f"cannot put a file only if absent in {self.url}: {error}; use a store with conditional writes"
             ) from error
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}".rstrip("/")
 
 
 def _check_twice(folder: Folder) -> None:

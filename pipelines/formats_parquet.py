@@ -26,7 +26,8 @@ class _Footer:
 
 def _open(one: Input) -> pq.ParquetFile:
     # Not memory-mapped: a file truncated by someone else must be an error, not a SIGBUS.
-    source = one.path if is_local(one.path) else open_input(one)
+    # Column chunks are read in turns, each from where it lies: what is read ahead of one is dropped for the next.
+    source = one.path if is_local(one.path) else open_input(one, read_ahead=False)
     return pq.ParquetFile(source, buffer_size=BUFFER_BYTES, page_checksum_verification=True)
 
 

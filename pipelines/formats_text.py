@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from .formats import Asked, Fault, Piece, even_ranges, from_rows, pick
 from .records import Input, Shard
-from .snapshot import open_input
+from .snapshot import contents
 
 COLUMNS = pa.schema([("path", pa.string()), ("text", pa.string())])
 
@@ -34,9 +34,8 @@ def read(inputs: list[Input], shard: Shard, asked: Asked) -> Iterator[Piece]:
         return [pa.array([row[name] for row in rows], pa.string()) for name in asked.schema.names]
 
     def records() -> Iterator[tuple[str, int, int, dict[str, str] | Fault]]:
-        for one in inputs[shard.start : shard.stop]:
-            with open_input(one) as file:
-                content = file.read()
+        files = inputs[shard.start : shard.stop]
+        for one, content in zip(files, contents(files), strict=True):
             try:
                 row: dict[str, str] | Fault = {"path": one.name, "text": content.decode("utf-8-sig")}
             except UnicodeDecodeError as error:

@@ -22,12 +22,14 @@ import pyarrow as pa
 
 from ..config.errors import OutputError, StopJob
 from ..config.failpoints import failpoint
-from .folder import make_durable, make_folder, open_folder, stopping
+from .failures import reason, stopping
+from .folder import make_durable, make_folder, open_folder
 
 with warnings.catch_warnings():
     # Workers fork before their first use of Lance, never after.
     warnings.filterwarnings("ignore", message="lance is not fork-safe")
     import lance
+    from lance.commit import CommitConflictError
     from lance.fragment import FragmentMetadata
     from lance.schema import LanceSchema
 
@@ -65,11 +67,10 @@ def open_table(uri: str) -> lance.LanceDataset | None:
         except ValueError as error:
             if "was not found" in str(error):
                 return None
-            reason = str(error).split(", /home/")[0]
-            raise StopJob(
-                f"{uri} does not open: {reason}. If a power cut left its newest file in _versions empty, remove that "
-                "file and run the same command again"
-            ) from error
+            remedy = "If a power cut left its newest file in _versions empty, remove that file"
+            if "://" in uri:
+                remedy = "See that the store can be reached, and what the environment's credentials allow,"
+            raise StopJob(f"{uri} does not open: {reason(error)}. {remedy} and run the same command again") from error
 
 
 def create_table(uri: str, schema: pa.Schema) -> bool:
@@ -81,17 +82,23 @@ def create_table(uri: str, schema: pa.Schema) -> bool:
     if "://" not in uri:
         with stopping("create", uri):
             make_folder(os.path.dirname(uri))
-    try:
-        table = lance.LanceDataset.commit(
-            uri, lance.LanceOperation.Overwrite(schema, []), read_version=0, max_retries=0
-        )
-    except OSError:
-        if open_table(uri) is not None:
-            return False
-        with stopping("create", uri):
-            raise
-    _make_durable(table)
-    return True
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            table = lance.LanceDataset.commit(
+                uri, lance.LanceOperation.Overwrite(schema, []), read_version=0, max_retries=0
+            )
+        except OSError as error:
+            if open_table(uri) is not None:
+                return False
+            # Said of a table that is not there: S3 refuses puts that meet, see _swap.
+            if "already exists" not in str(error) or time.monotonic() > deadline:
+                with stopping("create", uri):
+                    raise
+            time.sleep(random.uniform(0, 0.2))
+        else:
+            _make_durable(table)
+            return True
 
 
 def commit(uri: str, propose: Callable[[lance.LanceDataset | None], Change | None]) -> int:
@@ -142,10 +149,11 @@ def _swap(table: lance.LanceDataset, change: Change) -> bool:
     failpoint("fold.before-commit" if change.added else "register.before-commit")
     try:
         committed = lance.LanceDataset.commit(table.uri, operation, read_version=table.version, max_retries=0)
-    except OSError:
+    except OSError as error:
         # Which error says "conflict" depends on what the other writer did; that the table moved on says it surely.
-        # (Should it have been our own commit whose answer was lost, the next look at the ledger says that.)
-        if lance.dataset(table.uri).version == table.version:
+        # (Should it have been our own commit whose answer was lost, the next look at the ledger says that.) Of puts that
+        # meet S3 may refuse each, or one before the other can be seen: a conflict, though the table has not moved.
+        if not isinstance(error, CommitConflictError) and lance.dataset(table.uri).version == table.version:
             raise
         return False
     _make_durable(committed)

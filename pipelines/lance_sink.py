@@ -16,7 +16,8 @@ import pyarrow as pa
 from ..config.errors import OutputError, TableChanged
 from ..config.failpoints import failpoint
 from . import lance_commit
-from .folder import Folder, open_folder, stopping
+from .failures import stopping
+from .folder import Folder, open_folder
 from .generations import Pair
 from .lance_commit import Change, lance
 from .ledger import TABLE_ID_KEY, Entry, Ledger

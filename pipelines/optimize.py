@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from ..config.errors import OutputError
 from ..config.words import counted
+from .failures import stopping
 from .folder import Folder
 from .manifest import jobs
 from .output import Output, find_output, metadata_of
@@ -71,7 +72,8 @@ def optimize(output: str) -> Optimized:
     closed = [job for job in names if found.job(job).exists("closed.json")]
     running = sorted(set(names) - set(closed))
     if found.kind == "lancedb":
-        _optimize_table(found, done, running)
+        with stopping("optimize", found.data):
+            _optimize_table(found, done, running)
     for job in closed:
         _clean(found.job(job), done)
     if running:

@@ -13,7 +13,6 @@ from ..config.errors import OutputError, nearest
 from .folder import Folder, folder_names, open_folder
 from .generations import Pair
 from .provenance import RECIPES
-from .stores import open_store
 
 KINDS = ("lancedb", "parquet")
 MOST_SHOWN = 10
@@ -68,6 +67,9 @@ def output_paths(url: str) -> Output:
     place = _absolute(rest)
     if not rest.strip("./"):
         raise OutputError(f"output {url!r} names no place: write lancedb://FOLDER/TABLE or parquet://FOLDER")
+    if "://" in place and "/" not in place.partition("://")[2]:
+        # `<output>.lading` would be another bucket.
+        raise OutputError(f"output {url!r} is a whole bucket: name a place in it, like {url.rstrip('/')}/docs")
     if kind == "lancedb":
         place = place.removesuffix(".lance")
     data = f"{place}.lance" if kind == "lancedb" else place
@@ -172,7 +174,4 @@ def _absolute(place: str) -> str:
 
 
 def _exists(place: str) -> bool:
-    if "://" not in place:
-        return os.path.isdir(place)
-    filesystem, path = open_store(place, OutputError)
-    return filesystem.exists(path)
+    return open_folder(place).exists("") if "://" in place else os.path.isdir(place)

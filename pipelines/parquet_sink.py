@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from ..config.errors import OutputError, TableChanged
 from ..config.failpoints import failpoint
-from .folder import Folder, open_folder, stopping
+from .failures import stopping
+from .folder import Folder, open_folder
 from .generations import Pair
 from .output import Folded, Output, check_recipes, check_schema, metadata_of
 from .records import Receipt

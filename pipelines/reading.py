@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from ..config.errors import OutputError
+from .failures import is_outside, reason
 from .output import find_output
 from .parquet_sink import PART
 from .provenance import RECIPES
@@ -33,10 +34,12 @@ def open_reading(output: str) -> Reading:
     try:
         if found.kind == "lancedb":
             return cast(Reading, lance.dataset(found.data))
-        filesystem, path = open_store(found.data, OutputError)
+        filesystem, path = open_store(found.data, OutputError, use_listings_cache=False)
         return cast(Reading, _as_jobs_wrote_it(pads.dataset(path, filesystem=filesystem, format="parquet")))
-    except (ValueError, FileNotFoundError) as error:
-        raise OutputError(f"{output} cannot be read: {error}") from error
+    except Exception as error:
+        if not (isinstance(error, ValueError) or is_outside(error)):
+            raise
+        raise OutputError(f"{output} cannot be read: {reason(error)}") from error
 
 
 def _as_jobs_wrote_it(data: Any) -> Any:

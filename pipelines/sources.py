@@ -18,7 +18,7 @@ from ..config.errors import ShardError, SourceError
 from . import formats_csv, formats_jsonl, formats_lance, formats_parquet, formats_text, ids
 from .formats import Asked, Format, Piece
 from .records import Input, Reject, Rows, Shard
-from .snapshot import find, is_read_error, verify
+from .snapshot import find, is_read_error, verify_all
 from .spec import SourceSpec
 
 _MODULES: dict[str, ModuleType] = {
@@ -143,7 +143,7 @@ def read(
     source = pa.schema([*id_field, *(schema.field(name) for name in names if name != spec.id)])
     asked = Asked(source, spec.id, tuple(texts), batch_rows, batch_bytes)
     used = inputs[shard.start : shard.stop] if format == "text" else [inputs[shard.input]]
-    _verify(used, format)
+    verify_all(used, format)
     count = 0
     try:
         for piece in FORMATS[format].read(inputs, shard, asked):
@@ -151,21 +151,16 @@ def read(
             count += rows.count
             yield rows
     except ShardError:
-        _verify(used, format)  # a change explains more than the error it led to
+        verify_all(used, format)  # a change explains more than the error it led to
         raise
     except Exception as error:
         if not is_read_error(error, used[0].path):
             raise
-        _verify(used, format)
+        verify_all(used, format)
         raise ShardError(f"{used[0].path} cannot be read: {type(error).__name__}: {error}") from error
-    _verify(used, format)
+    verify_all(used, format)
     if shard.rows is not None and count != shard.rows:
         raise ShardError(f"{used[0].path}: shard {shard.number} was planned with {shard.rows} rows, but has {count}")
-
-
-def _verify(used: list[Input], format: str) -> None:
-    for one in used:
-        verify(one, format)
 
 
 def _finish(

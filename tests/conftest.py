@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import uuid
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +17,23 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tests fork
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from tests import models
+from tests.s3_server import Server
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Server]:
+    """An S3 server in a process of its own. For its address and keys in the environment: `s3`."""
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty place on that server, as a URL, reached as a user's would be: through the environment."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://docs/{uuid.uuid4().hex}"
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import s3fs  # noqa: F401  as lance_sink below
 
 from lading.pipelines import lance_sink, optimize, parquet_sink  # noqa: F401  imported here so that children need not
 from lading.pipelines.lance_commit import lance

@@ -17,6 +17,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from lading.cli import main
 from lading.pipelines.spec import JobSpec, from_dict, to_dict
 
 RUNTIMES = ("tokio", "lance", "rayon", "OMP")  # how threads are named that would be missing in a child
@@ -75,10 +76,16 @@ class Zygote:
 
     def start(self, spec: JobSpec, failpoint: str = "", **options: Any) -> Child:
         """A process that does what `lading run` does; `options` are those of workers.run.run."""
+        return self._start({"spec": to_dict(spec), "options": options}, failpoint)
+
+    def command(self, *arguments: str, failpoint: str = "", **environment: str) -> Child:
+        """A process that is the command `lading`; what it prints is in its log."""
+        return self._start({"arguments": arguments, "environment": environment}, failpoint)
+
+    def _start(self, request: dict[str, Any], failpoint: str) -> Child:
         self._started += 1
         result = self._folder / f"run-{self._started}.json"
-        request = {"spec": to_dict(spec), "failpoint": failpoint, "options": options, "result": str(result)}
-        return Child(self.ask(request), self, result)
+        return Child(self.ask({**request, "failpoint": failpoint, "result": str(result)}), self, result)
 
     def finish(self, spec: JobSpec, **options: Any) -> dict[str, Any]:
         """The summary of an undisturbed run, which must end with exit code 0."""
@@ -107,6 +114,7 @@ class Zygote:
 
 
 def _warm() -> None:
+    import s3fs  # noqa: F401
     import transformers.models.bert.modeling_bert  # noqa: F401  or each child imports it for itself
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
@@ -155,9 +163,10 @@ def _become(request: dict[str, Any]) -> None:
         os.dup2(log.fileno(), 1)  # the parent's standard output is its answers
         os.dup2(log.fileno(), 2)
     os.environ["LADING_FAILPOINT"] = request["failpoint"]
+    os.environ.update(request.get("environment", {}))
     code = 1
     try:
-        code = _run(request, result)
+        code = main(request["arguments"]) if "arguments" in request else _run(request, result)
     except BaseException:
         traceback.print_exc()
     finally:

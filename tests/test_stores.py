@@ -31,7 +31,7 @@ def encode(tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("s3://bucket/x", "pip install s3fs"),
         ("sftp://host/x", "pip install paramiko"),
         ("s4://bucket/x", "unknown scheme 's4'; did you mean 's3"),
-        ("memry://x", "unknown scheme 'memry'; did you mean 'memory'"),
+        ("memry://x/y", "unknown scheme 'memry'; did you mean 'memory'"),
     ],
 )
 def test_a_store_that_cannot_be_opened_says_what_to_do(

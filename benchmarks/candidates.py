@@ -65,15 +65,23 @@ def lading(folder: Path, texts: list[str], precision: str, budget: int, threads:
     return adapter.kernel, run
 
 
-def sentence_transformers(folder: Path, texts: list[str], dtype: str, batch: int) -> Candidate:
-    """`encode` as its users call it: it sorts by length and pads each batch."""
+def sentence_transformers(folder: Path, texts: list[str], dtype: str, batch: int, threads: int) -> Candidate:
+    """`encode` as its users call it: it sorts by length and pads each batch; torch splits each product among the threads."""
+    import torch
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": dtype})
     model.max_seq_length = MAX_TOKENS
-    return lambda: np.asarray(
-        model.encode(texts, batch_size=batch, normalize_embeddings=True, show_progress_bar=False), np.float32
-    )
+
+    def run() -> np.ndarray:
+        torch.set_num_threads(threads)  # Lading, in the same process, leaves torch one a stream
+        try:
+            vectors = model.encode(texts, batch_size=batch, normalize_embeddings=True, show_progress_bar=False)
+        finally:
+            torch.set_num_threads(1)
+        return np.asarray(vectors, np.float32)
+
+    return run
 
 
 def openvino(

@@ -151,7 +151,7 @@ def forward(bench: Bench, count: int, rounds: int, peers: bool) -> None:
 
 def _contestants(bench: Bench, texts: list[str], peers: bool) -> dict[str, candidates.Candidate]:
     model, threads = bench.model, bench.threads
-    given = {DEFAULT: candidates.sentence_transformers(model, texts, "float32", 32)}
+    given = {DEFAULT: candidates.sentence_transformers(model, texts, "float32", 32, threads)}
     for precision in ("float32", "bfloat16"):
         kernel, run = candidates.lading(model, texts, precision, bench.budget, threads)
         given[f"lading {precision}, {kernel.split('/')[0]}"] = run
@@ -159,7 +159,7 @@ def _contestants(bench: Bench, texts: list[str], peers: bool) -> dict[str, candi
         return given
     for dtype, batch in (("float32", 8), ("float32", 128), ("bfloat16", 32)):
         name = f"sentence-transformers {dtype}, batch {batch}"
-        given[name] = candidates.sentence_transformers(model, texts, dtype, batch)
+        given[name] = candidates.sentence_transformers(model, texts, dtype, batch, threads)
     for precision in ("f32", "bf16"):
         for budget in OPENVINO_BUDGETS:
             for streams in sorted({1, threads}):

@@ -1,7 +1,5 @@
 """The packer: batches under a budget, nothing lost, the same for the same costs."""
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -27,13 +25,26 @@ def test_no_batch_is_above_the_budget_unless_one_item_is(costs, budget):
         assert array[batch].sum() <= budget or len(batch) == 1
 
 
+def filled_one_after_the_other(costs: list[int], budget: int) -> int:
+    """How many batches there are when each is filled until the next item does not fit."""
+    batches, spent = 0, budget
+    for cost in sorted(costs, reverse=True):
+        batches, spent = (batches, spent + cost) if spent + cost <= budget else (batches + 1, cost)
+    return batches
+
+
 @given(costs_lists, st.integers(1, 1000))
-def test_a_batch_closes_only_when_the_next_item_does_not_fit(costs, budget):
-    """Batches are as full as the order by cost allows."""
-    array = np.array(costs, np.int64)
-    batches = pack(array, budget)
-    for batch, following in itertools.pairwise(batches):
-        assert array[batch].sum() + array[following[0]] > budget
+def test_even_batches_are_not_more_batches(costs, budget):
+    """Sharing the items out evenly takes no more batches than filling one after the other does."""
+    assert len(pack(np.array(costs, np.int64), budget)) <= filled_one_after_the_other(costs, budget)
+
+
+@pytest.mark.parametrize("texts", [30, 100, 205, 206, 411, 1000])
+def test_batches_are_about_equally_dear(texts):
+    """What is left for the last batch is shared with the others: streams that run them side by side end together."""
+    costs = np.random.default_rng(texts).integers(5, 35, texts)
+    sums = [int(costs[batch].sum()) for batch in pack(costs, 1024)]
+    assert max(sums) - min(sums) <= 2 * costs.max()
 
 
 @given(costs_lists, st.integers(1, 1000))

@@ -6,11 +6,12 @@ import numpy as np
 
 
 def pack(costs: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Batches of item indices (int64), each at most `budget` in cost, dearest items first.
+    """Batches of item indices (int64), each at most `budget` in cost and about as dear as the others, dearest items first.
 
     Neighbours in a batch have like costs, so that kernels meet runs of equal length and a batch that is
-    padded after all wastes little. An item above the budget runs alone. Equal costs keep their order, so
-    the same costs always give the same batches.
+    padded after all wastes little. Even batches cost no more fill than full ones and a rest, and streams that run them side
+    by side end together. An item above the budget runs alone. Equal costs keep their order, so the same costs always give
+    the same batches.
     """
     if budget < 1:
         raise ValueError(f"the budget must be at least 1, not {budget}")
@@ -19,7 +20,11 @@ def pack(costs: np.ndarray, budget: int) -> list[np.ndarray]:
     batches: list[np.ndarray] = []
     start, spent = 0, 0
     while start < len(order):
-        stop = int(np.searchsorted(ends, spent + budget, side="right"))
+        left = int(ends[-1]) - spent
+        share = -(-left // max(1, -(-left // budget)))  # of the fewest batches that could take what is left
+        stop = int(np.searchsorted(ends, spent + share)) + 1  # the item that reaches it goes in, where it fits
+        if stop > len(order) or ends[stop - 1] > spent + budget:
+            stop = int(np.searchsorted(ends, spent + budget, side="right"))
         stop = max(stop, start + 1)
         batches.append(order[start:stop])
         start, spent = stop, int(ends[stop - 1])

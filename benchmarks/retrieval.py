@@ -38,7 +38,7 @@ def reference(model: Path, docs: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--rows", type=int, default=3000)
     parser.add_argument("--quick", action="store_true", help="300 rows")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     wanted = parser.parse_args()

@@ -19,7 +19,7 @@ from lading.cli import main
 from lading.workers.query import Searcher
 
 PLACE = Path(".demo")
-TEXTS = 2000  # of the 4,800 or so that there are, 40,000 tokens: some seven seconds on two cores
+TEXTS = 3000  # of the 4,800 or so that there are, 60,000 tokens: some eight seconds on two cores
 QUESTIONS = ("how do I open a file", "read a zip archive", "run code in another process")
 NAMES_AT_ONCE = 256
 

@@ -91,6 +91,11 @@ class PackedModel:
         self.model.to(device=self.device)  # pyright: ignore[reportCallIssue]
         config = self.model.config
         self.model_type: str = config.model_type
+        if kind := _rope_that_grows(config):
+            raise ModelError(
+                f"a model of type {self.model_type!r} with rope_type {kind!r} turns positions by the longest text that it has "
+                "seen, so a vector would depend on its neighbours; Lading does not run it"
+            )
         padded = self.model_type in POSITIONS_AFTER_PADDING
         self.first_position = int(config.pad_token_id) + 1 if padded else 0
         self.uses_types = getattr(config, "type_vocab_size", 0) > 1
@@ -186,9 +191,24 @@ def _first_rows_for_heads(model: transformers.PreTrainedModel) -> None:
 
 
 def _head_size(config: Any) -> int:
-    """Numbers in a query, 0 where the config does not say: some models have layers of several sizes."""
-    heads = getattr(config, "num_attention_heads", 0)
-    return getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    """Numbers in a query, 0 where the config does not say: some models have layers of several sizes, and refuse the question."""
+    try:
+        return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    except (AttributeError, RuntimeError, TypeError):
+        return 0
+
+
+def _rope_that_grows(config: Any) -> str:
+    """The kind of rotary embedding that transformers rewrites on the module as longer texts come, "" if there is none.
+
+    Its parameters stand in one dictionary, or in one for each type of layer.
+    """
+    stored = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for one in (stored, *stored.values()):
+        kind = one.get("rope_type", one.get("type")) if isinstance(one, dict) else None
+        if kind in ("dynamic", "longrope"):
+            return kind
+    return ""
 
 
 def _sample(config: Any) -> list[list[int]]:

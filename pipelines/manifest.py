@@ -22,7 +22,8 @@ from .output import Output
 from .plan import Plan, check_version
 from .records import Receipt, Reject, Shard
 
-RECEIPT_VERSION = OPENING_VERSION = 1
+RECEIPT_VERSION = 1
+OPENING_VERSION = 2  # 1 did not name the generation that it stands in for
 RETRYABLE = ("failed", "not-finite")  # codes whose rows another attempt may save
 
 _MARKER = re.compile(r"(\d+)\.(\d+)(\.open)?\.json")

@@ -161,8 +161,10 @@ def _retried(uri: str, act: Any) -> None:
         try:
             act(table)
             return
-        except (OSError, RuntimeError):
-            if attempt == COMMIT_ATTEMPTS - 1 or lance_commit.lance.dataset(uri).version == table.version:
+        except (OSError, RuntimeError) as error:
+            # Of puts that meet S3 may refuse both: a conflict, though the table has not moved.
+            met = isinstance(error, lance_commit.CommitConflictError)
+            if attempt == COMMIT_ATTEMPTS - 1 or not (met or lance_commit.lance.dataset(uri).version != table.version):
                 raise
             time.sleep(0.1 * 2 ** min(attempt, 4))
 

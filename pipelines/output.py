@@ -67,11 +67,11 @@ def output_paths(url: str) -> Output:
     place = _absolute(rest)
     if not rest.strip("./"):
         raise OutputError(f"output {url!r} names no place: write lancedb://FOLDER/TABLE or parquet://FOLDER")
+    if kind == "lancedb":
+        place = place.removesuffix(".lance").rstrip("/")
     if "://" in place and "/" not in place.partition("://")[2]:
         # `<output>.lading` would be another bucket.
         raise OutputError(f"output {url!r} is a whole bucket: name a place in it, like {url.rstrip('/')}/docs")
-    if kind == "lancedb":
-        place = place.removesuffix(".lance")
     data = f"{place}.lance" if kind == "lancedb" else place
     return Output(kind, f"{kind}://{place}", data, f"{place}.lading")
 

@@ -144,8 +144,10 @@ def test_a_model_that_fails_on_everything_stops_the_job_in_small_batches_too():
 
 def test_a_model_without_one_finite_result_stops_the_job():
     """NaN for every row is the model's fault and not the rows': the corpus is not rejected row by row."""
-    with pytest.raises(StopJob, match=r"no result of 1,\d\d\d rows in a row can be used: not finite; try --precision"):
+    with pytest.raises(StopJob, match=r"no result of 1,\d\d\d rows in a row can be used: not finite"):
         run_engine([[rows_of(["nan"] * 2000)]])
+    with pytest.raises(StopJob, match=r"1,024 rows in a row can be used: RuntimeError: poisoned"):
+        run_engine([[rows_of(["nan nan"] * 1023 + ["poison"])]], budget=2, window=5000)
     finished, _ = run_engine([[rows_of(["nan"] * 1000 + ["a"] + ["nan"] * 1000)]])
     assert result(finished[0])[2].rows_done == 1
 

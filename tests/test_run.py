@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -19,9 +20,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
-from lading.config.errors import OutputError, TableChanged
+from lading.config.errors import ModelError, OutputError, TableChanged
 from lading.pipelines.job import draft, start
 from lading.pipelines.reading import open_reading
+from lading.pipelines.records import Receipt
 from lading.pipelines.report import rejects, status
 from lading.pipelines.spec import JobSpec, PolicySpec, SinkSpec, SourceSpec, StepSpec
 from lading.workers.query import query
@@ -231,6 +233,51 @@ def test_a_row_whose_vector_is_not_finite_is_a_reject(corpus, tiny_encoder, tmp_
     hit = sum(token in tokenizer.encode(body).ids[:64] for body in pq.read_table(corpus)["body"].to_pylist())
     assert summary.rejects == {"not-finite": hit}
     assert 0 < hit < 100
+
+
+def test_a_job_of_which_no_row_came_through_is_not_finished(tmp_path, tiny_encoder, to):
+    """When the model fails on all it is given, the job says so, gives no exit code of success, and stays open."""
+    folder = shutil.copytree(tiny_encoder, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    (name,) = [one for one in weights if one.endswith("position_embeddings.weight")]
+    weights[name][12:] = np.nan  # beyond what is looked at when the model is loaded
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    rows = ["a cat sat on the mat and looked at the dog on the other mat"] * 3 + [" "]
+    pq.write_table(pa.table({"key": list("abcd"), "body": rows}), tmp_path / "in.parquet")
+    spec = job_spec(tmp_path / "in.parquet", folder, to)
+    for _ in range(2):
+        summary = done(spec)
+        assert (summary.state, summary.exit_code) == ("stopped", 3)
+        assert summary.rejects == {"not-finite": 3, "empty-text": 1}
+        assert "no usable result for any row that it was given" in summary.reason
+        assert f"remove this one and {tmp_path}/" in summary.reason
+    assert status(to)[0].state == "unfinished"
+
+
+def test_a_model_that_cannot_run_leaves_no_output(corpus, tiny_encoder, tmp_path, to):
+    """What is wrong with a model shows only when it is loaded, and still before anything is written."""
+    folder = shutil.copytree(tiny_encoder, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights.pop(next(iter(weights)))
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ModelError, match="lack"):
+        done(job_spec(corpus, folder, to))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_fold_that_cannot_be_done_ends_the_run_with_a_summary(corpus, tiny_encoder, tmp_path):
+    """What stops a run before its first batch is in the summary too, with its reason, not an error without one."""
+    spec = job_spec(corpus, tiny_encoder, f"parquet://{tmp_path}/out")
+    one = draft(spec)
+    job = start(one)
+    for work in job.manifest.work():  # all published, none folded
+        receipt = Receipt(job.id, work.shard.number, 0, "a", rows_in=work.shard.rows, rows_done=work.shard.rows)
+        job.manifest.publish(receipt)
+    (Path(job.manifest.folder.url) / "folded").write_bytes(b"in the way")
+    summary = run(draft(spec), device="cpu", threads=1)
+    assert (summary.state, summary.exit_code) == ("stopped", 3)
+    assert "folded/0.0.json: Not a directory" in summary.reason
 
 
 def test_an_empty_corpus_is_a_finished_job_with_a_readable_output(tmp_path, tiny_encoder, to):

@@ -217,7 +217,6 @@ class Engine:
         while ahead and (under_way > most or isinstance(ahead[0], ShardInFlight)):
             one = ahead.popleft()
             if isinstance(one, ShardInFlight):  # its end: all its parts were in this window or earlier ones
-                one.all_read = True
                 yield one
                 continue
             under_way -= 1
@@ -261,6 +260,5 @@ class Engine:
             detail = f"{type(raised[0]).__name__}: {raised[0]}"
             raise StopJob(f"the model failed on every one of {self.failing} rows in a row: {detail}")
         if self.unusable >= HOPELESS_RESULTS:
-            raise StopJob(
-                f"no result of {self.unusable:,} rows in a row can be used: {bad[0]}; try --precision float32"
-            )
+            detail = bad[0] if bad else f"{type(raised[0]).__name__}: {raised[0]}"
+            raise StopJob(f"no result of {self.unusable:,} rows in a row can be used: {detail}")

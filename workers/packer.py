@@ -21,7 +21,7 @@ def pack(costs: np.ndarray, budget: int) -> list[np.ndarray]:
     start, spent = 0, 0
     while start < len(order):
         left = int(ends[-1]) - spent
-        share = -(-left // max(1, -(-left // budget)))  # of the fewest batches that could take what is left
+        share = max(1, -(-left // max(1, -(-left // budget))))  # of the fewest batches that could take what is left
         stop = int(np.searchsorted(ends, spent + share)) + 1  # the item that reaches it goes in, where it fits
         if stop > len(order) or ends[stop - 1] > spent + budget:
             stop = int(np.searchsorted(ends, spent + budget, side="right"))

@@ -45,16 +45,11 @@ class ShardInFlight:
 
     work: Work
     parts: list[Part] = dataclasses.field(default_factory=list)
-    all_read: bool = False
     started: bool = False  # some of its items were on the device
     failure: str = ""
     tokens: int = 0
     offered: float = 0.0  # this shard's share of its batches' budgets
     seconds: dict[str, float] = dataclasses.field(default_factory=lambda: {"read": 0.0, "prepare": 0.0, "run": 0.0})
-
-    @property
-    def complete(self) -> bool:
-        return self.all_read and all(part.missing == 0 for part in self.parts)
 
 
 def only(rows: Rows, ordinals: np.ndarray) -> Rows:

@@ -84,33 +84,30 @@ class _Run:
         self.manifest.reopen_failed()
         totals = self.manifest.totals()
         self.done_before, self.rejected, self.done_shards = totals.done, totals.rejected, totals.shards_done
-        if self._too_many(totals.rejected):
-            self._fold()  # what is published is to be seen, and what turns out void counts no more
-            if too_many := self._too_many(self.rejected):
-                return self._end("stopped", too_many)
-        works = self.manifest.work()
-        if not works:  # all published, by an earlier run or another process; perhaps not all folded
-            works = self._left()
-        if not works:
-            return self._end("finished", "")
-        self.engine = self.engine or self._load(placement)
-        self.measured.begin(self.engine)
-        self.last_fold = time.monotonic()
-        state, reason = "finished", ""
         try:
-            while works and not self.stop.is_set():
-                self._pass(self.engine, works)
-                works = self._left()  # what other processes began and lost, or what turned out void
-            if works:
-                state, reason = "interrupted", "stopped on request; the same command resumes"
-        except TooManyRejects as error:
-            self._fold()
-            state, reason = "stopped", str(error)
+            state, reason = self._work(placement)
         except StopJob as error:
             state, reason = "stopped", str(error)
             with contextlib.suppress(StopJob):  # the reason why nothing more can be brought into view is known
                 self._fold()
         return self._end(state, reason)
+
+    def _work(self, placement: Placement) -> tuple[str, str]:
+        """Do what is left and bring it into view: how that ended, and why. Raises StopJob."""
+        if self._too_many(self.rejected):
+            self._fold()  # what is published is to be seen, and what turns out void counts no more
+            self._check_rejects()
+        # All may be published, by an earlier run or another process, and perhaps not all folded.
+        works = self.manifest.work() or self._left()
+        if not works:
+            return "finished", ""
+        self.engine = self.engine or self._load(placement)
+        self.measured.begin(self.engine)
+        self.last_fold = time.monotonic()
+        while works and not self.stop.is_set():
+            self._pass(self.engine, works)
+            works = self._left()  # what other processes began and lost, or what turned out void
+        return ("interrupted", "stopped on request; the same command resumes") if works else ("finished", "")
 
     def _load(self, placement: Placement) -> Engine:
         began = time.monotonic()
@@ -204,7 +201,7 @@ class _Run:
         place = (self.job.id, work.shard.number, work.generation, secrets.token_hex(8))
         receipt = Receipt(*place, kernel=self.engine.adapter.kernel, finished=time.time())
         if shard.failure:
-            rows = work.shard.rows or 0
+            rows = (work.shard.rows or 0) if work.ordinals is None else len(work.ordinals)
             return self.manifest.publish(
                 dataclasses.replace(receipt, status="failed", reason=shard.failure, rows_in=rows)
             )
@@ -255,7 +252,10 @@ class _Run:
         elif state == "finished" and _model_failed(totals):
             state, reason = (
                 "stopped",
-                f"the model gave no usable result for any row: see lading rejects {self.sink.output}; try --precision float32 or another model",
+                (
+                    f"the model gave no usable result for any row that it was given: see lading rejects {self.sink.output}. For another "
+                    f"--precision or model use another output, or remove this one and {self.sink.output.manifest} first"
+                ),
             )
         summary = summarise(self.job, state, reason, self.measured)
         if state == "finished":
@@ -284,6 +284,6 @@ class _Run:
 
 
 def _model_failed(totals: Totals) -> bool:
-    """Whether there were rows to run and the model is to blame for each of them that is not in the output, that is all."""
+    """Whether there were rows to run, and the model is to blame that none of them is in the output."""
     to_blame = sum(totals.rejects.get(code, 0) for code in RETRYABLE)
     return totals.done == 0 and to_blame > 0

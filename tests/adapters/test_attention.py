@@ -145,9 +145,21 @@ def test_the_native_kernel_keeps_what_is_not_finite_to_its_text(dtype):
 @needs_native
 def test_the_native_kernel_refuses_what_it_was_not_compiled_for():
     """A head size without a kernel is an error that says what to set, never another kernel's work."""
+    segments, shape = Segments.of(torch.tensor([3]), CPU), Shape(1.0, False, None)
     x = torch.zeros(3, 2, 40)
     with pytest.raises(ModelError, match="no head size 40; set LADING_ATTENTION=sdpa-runs"):
-        attention.attend_natively(x, x, x, Segments.of(torch.tensor([3]), CPU), Shape(1.0, False, None))
+        attention.attend_natively(x, x, x, segments, shape)
+    fits = torch.zeros(3, 2, 32)
+    for query, key, value in [
+        (fits.half(), fits.half(), fits.half()),
+        (fits, fits, fits.bfloat16()),
+        (fits, fits, fits[:2]),
+        (fits, fits, fits[:, :, :16]),
+        (fits[:2], fits[:2], fits[:2]),  # fewer tokens than the segments have
+        (torch.zeros(3, 3, 32), fits, fits),
+    ]:
+        with pytest.raises(ModelError, match="cannot take"):
+            attention.attend_natively(query, key, value, segments, shape)
 
 
 def test_runs_are_neighbours_of_equal_length():

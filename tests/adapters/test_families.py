@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig
 
 from lading.adapters import attention
-from lading.adapters.packed import DTYPES, PackedModel, load_model, to_device
+from lading.adapters.packed import DTYPES, PackedModel, _head_size, _rope_that_grows, load_model, to_device
 from lading.adapters.tokens import Ragged
 from lading.config.errors import ModelError
 from lading.config.recipe import Recipe
@@ -18,6 +21,12 @@ from tests import models
 FITS = ["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert", "modernbert", "nomic_bert"]
 DOES_NOT_FIT = ["mpnet", "deberta-v2"]
 LENGTHS = [1, 2, 7, 7, 7, 12, 33, 60]
+LACK_OF_NATIVE = attention._lack_of_native(torch.device("cpu"), torch.float32, 16)
+CPU_KERNELS = [
+    "sdpa-runs",
+    "matmul-runs",
+    pytest.param("native", marks=pytest.mark.skipif(bool(LACK_OF_NATIVE), reason=LACK_OF_NATIVE)),
+]
 
 
 def recipe_of(architecture: str, precision: str = "float32") -> Recipe:
@@ -59,7 +68,7 @@ def load(folder: Path, precision: str = "float32", threads: int = 1) -> PackedMo
     return PackedModel(recipe_of(folder.name, precision), folder, transformers.AutoModel, device="cpu", threads=threads)
 
 
-@pytest.mark.parametrize("backend", sorted(name for name in attention.BACKENDS if name.endswith("-runs")))
+@pytest.mark.parametrize("backend", CPU_KERNELS)
 def test_packed_equals_one_by_one(folder: Path, backend: str, monkeypatch: pytest.MonkeyPatch):
     """Hidden states of a ragged packed batch equal those of each text run alone (relative error <= 1e-4)."""
     monkeypatch.setenv(attention.OVERRIDE, backend)
@@ -116,6 +125,33 @@ def test_what_cannot_be_packed_is_refused_by_name(tmp_path: Path, architecture: 
     folder = models.tiny_encoder(tmp_path / "m", architecture)
     with pytest.raises(ModelError, match=f"'{architecture}' cannot be run packed"):
         load(folder)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_positions_that_depend_on_longer_texts_are_refused(tmp_path: Path, kind: str, nested: bool):
+    """A rotary embedding that the longest text so far changes would make a vector depend on its neighbours."""
+    folder = models.tiny_encoder(tmp_path / "llama", "llama")
+    load(folder)  # with its usual positions it runs
+    config = json.loads((folder / "config.json").read_text())
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "original_max_position_embeddings": 64}
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0, **(factors if kind == "longrope" else {})}
+    config["rope_parameters"] = rope
+    (folder / "config.json").write_text(json.dumps(config))
+    if nested:  # as models with several types of layers have it
+        config = SimpleNamespace(
+            rope_parameters={"full_attention": rope, "sliding_attention": {"rope_type": "default"}}
+        )
+        assert _rope_that_grows(config) == kind
+        return
+    with pytest.raises(ModelError, match=f"'llama' with rope_type '{kind}'.*depend on its neighbours"):
+        load(folder)
+
+
+def test_a_config_that_has_no_one_head_size_is_no_error():
+    """Models whose layers have heads of several sizes refuse to name one; their attention runs by torch."""
+    assert _head_size(AutoConfig.for_model("gemma4_text")) == 0
+    assert _head_size(AutoConfig.for_model("distilbert")) == 64
 
 
 def test_a_padding_mask_is_refused(tmp_path: Path):

@@ -64,6 +64,18 @@ def concatenate(parts: Sequence[Ragged]) -> Ragged:
     return Ragged(np.concatenate([part.tokens for part in parts]), np.concatenate([*offsets, shifts[-1:]]), types)
 
 
+# A beginning of so many characters a token holds the limit several times over in any language (English has 4-5 a token).
+CHARACTERS_A_TOKEN = 32
+MARGIN_TOKENS = 64
+
+
+def _beginning(text: str, max_tokens: int) -> str:
+    """What comes before a space some way past the limit; the whole text where it is short, or there is no space."""
+    limit = max_tokens * CHARACTERS_A_TOKEN
+    place = text.rfind(" ", limit // 2, limit) if len(text) > 2 * limit else -1
+    return text if place < 0 else text[:place]
+
+
 NO_TOKENS = ("empty-text", "the tokenizer finds no token in the text")
 
 
@@ -119,8 +131,23 @@ class TextTokenizer:
         return self._shape(self.recipe.prompt + text)
 
     def encode(self, texts: Sequence[str] | Sequence[tuple[str, str]], *, cut: bool) -> list[Encoding]:
-        """Encodings with special tokens, truncated to the recipe's max_tokens if `cut`."""
-        return (self._cut if cut else self._whole).encode_batch(texts)
+        """Encodings with special tokens, truncated to the recipe's max_tokens if `cut`.
+
+        Of single texts far above the limit only the beginning is looked at, where that gives the same tokens: the rest of
+        a book takes seconds to tokenise, and the device would wait for it.
+        """
+        if not cut:
+            return self._whole.encode_batch(texts)
+        given = [_beginning(text, self.recipe.max_tokens) if isinstance(text, str) else text for text in texts]
+        found = self._cut.encode_batch(given)
+        for place, (text, part) in enumerate(zip(texts, given, strict=True)):
+            if len(part) < len(text) and not self._reaches_past_the_limit(found[place]):
+                found[place] = self._cut.encode(text)
+        return found
+
+    def _reaches_past_the_limit(self, encoding: Encoding) -> bool:
+        """Whether the tokens that were cut off are enough for none of those kept to have seen where the text was cut."""
+        return sum(len(more.ids) for more in encoding.overflowing) >= MARGIN_TOKENS
 
     def starts(self, text: str) -> list[int]:
         """The first character of each token of a text at any length, never falling; no prompt, no special tokens."""

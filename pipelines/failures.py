@@ -43,4 +43,4 @@ def reason(error: Exception) -> str:
     said = getattr(error, "strerror", None) or str(error)
     if answer := re.search("<Code>(.*?)</Code>.*?<Message>(.*?)</Message>", said, re.DOTALL):
         said = f"{answer[1]}: {answer[2]}"
-    return said.split(", /home/")[0].strip().partition("\n")[0].rstrip(".")
+    return re.split(r",? /(?:home|rustc)/", said)[0].strip().partition("\n")[0].rstrip(".")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from ..config.errors import ShardError
+from .failures import reason
 from .formats import Asked, Piece, agreed, even_ranges, from_columns, pick, rebatch
 from .records import Input, Shard
 from .snapshot import table_at
@@ -46,4 +47,4 @@ def read(inputs: list[Input], shard: Shard, asked: Asked) -> Iterator[Piece]:
             yield from_columns(batch, asked, shard, one.path, ordinal=row - shard.start, position=row)
             row += batch.num_rows
     except (ValueError, RuntimeError, OSError) as error:
-        raise ShardError(f"{one.path}: rows from {row} cannot be read: {str(error).splitlines()[0]}") from error
+        raise ShardError(f"{one.path}: rows from {row} cannot be read: {reason(error)}") from error

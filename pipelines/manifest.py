@@ -273,8 +273,8 @@ class Manifest:
 
 
 def jobs(output: Output) -> list[str]:
-    """Ids of the jobs that have a folder beside the output, sorted."""
-    return folder_names(f"{output.manifest}/jobs")
+    """Ids of the jobs that have a plan beside the output, sorted. A process may die between making a job's folder and its plan."""
+    return [job for job in folder_names(f"{output.manifest}/jobs") if output.job(job).exists("plan.json")]
 
 
 def _marker(shard: int, generation: int) -> str:

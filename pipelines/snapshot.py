@@ -8,6 +8,7 @@ import io
 import json
 import os
 import posixpath
+import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, TypeVar
@@ -223,6 +224,8 @@ def _local_file(path: str, name: str) -> Input:
     except UnicodeEncodeError as error:
         raise SourceError(f"{path!a}: the file's name is not UTF-8; rename it or leave it out") from error
     state = os.stat(path)
+    if not stat.S_ISREG(state.st_mode):  # a pipe would be waited for without end
+        raise SourceError(f"{path} is no regular file, so it cannot be read twice: write what it gives to a file first")
     return Input(path, state.st_size, str(state.st_mtime_ns), name)
 
 

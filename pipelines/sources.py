@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from ..config.errors import ShardError, SourceError
 from . import formats_csv, formats_jsonl, formats_lance, formats_parquet, formats_text, ids
+from .failures import reason
 from .formats import Asked, Format, Piece
 from .records import Input, Reject, Rows, Shard
 from .snapshot import find, is_read_error, verify_all
@@ -107,7 +108,7 @@ def _refusing(inputs: list[Input]) -> Generator[None]:
         if not inputs or not is_read_error(error, inputs[0].path):
             raise
         where = getattr(error, "filename", None) or inputs[0].path
-        raise SourceError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
+        raise SourceError(f"{where} cannot be read: {type(error).__name__}: {reason(error)}") from error
 
 
 def estimate_rows(format: str, inputs: list[Input], shards: list[Shard]) -> tuple[int, bool]:
@@ -157,7 +158,7 @@ def read(
         if not is_read_error(error, used[0].path):
             raise
         verify_all(used, format)
-        raise ShardError(f"{used[0].path} cannot be read: {type(error).__name__}: {error}") from error
+        raise ShardError(f"{used[0].path} cannot be read: {type(error).__name__}: {reason(error)}") from error
     verify_all(used, format)
     if shard.rows is not None and count != shard.rows:
         raise ShardError(f"{used[0].path}: shard {shard.number} was planned with {shard.rows} rows, but has {count}")

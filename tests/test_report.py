@@ -12,7 +12,8 @@ import pytest
 
 from lading.cli import main
 from lading.pipelines.job import draft, start
-from lading.pipelines.report import failed_shards
+from lading.pipelines.output import find_output
+from lading.pipelines.report import failed_shards, status
 from lading.pipelines.spec import JobSpec, PolicySpec, SinkSpec, SourceSpec, StepSpec
 from lading.workers.run import run
 
@@ -73,3 +74,13 @@ def test_a_shard_that_failed_once_and_was_done_is_not_failed(output: str, spec: 
     os.utime(tmp_path / "b.parquet", ns=(PLANNED_NS, PLANNED_NS))
     assert run(draft(spec), device="cpu", threads=1).state == "finished"
     assert failed_shards(output) == []
+
+
+def test_a_job_that_died_before_its_plan_is_none(output: str, spec: JobSpec) -> None:
+    """A process may make a job's folder and die: the other jobs of the output are shown as if it had not been there."""
+    before = status(output)
+    folder = Path(find_output(output).manifest, "jobs", "0123456789ab", "check")
+    folder.mkdir(parents=True)
+    assert status(output) == before
+    assert main(["rejects", output]) == 0
+    assert main(["optimize", output]) == 0

@@ -146,6 +146,13 @@ def test_a_link_to_nothing_is_refused(corpus):
         found("notes")
 
 
+def test_a_pipe_is_refused(corpus):
+    """What is no file is not waited for."""
+    os.mkfifo(corpus / "pipe.jsonl")
+    with pytest.raises(SourceError, match=r"pipe\.jsonl is no regular file"):
+        found("pipe.jsonl")
+
+
 def test_verify_tells_change_from_absence(corpus):
     """The same file passes; another size, another time, or no file are said."""
     _, (one,) = snapshot.find(SourceSpec(paths=("a.jsonl",)))

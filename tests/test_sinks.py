@@ -618,6 +618,7 @@ def test_an_output_is_found_by_bare_path(sink: Sink, tmp_path: Path) -> None:
 
 def test_optimize_compacts_indexes_and_keeps_an_open_jobs_files(table: Sink) -> None:
     """Text, id and (from some thousand rows) vectors are indexed, fragments merged; a running job's staged rows survive."""
+    table.output.job("job").put("plan.json", b"{}")  # what a job writes first of all
     table.register("job", SCHEMA, on_existing="refuse")
     for shard in range(4):
         data = rows([f"{shard}-{one}" for one in range(2600)])

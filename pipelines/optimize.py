@@ -95,12 +95,12 @@ def _optimize_table(output: Output, done: Optimized, running: list[str]) -> None
     if table is None:
         raise OutputError(f"{output.data} is no LanceDB table")
     done.fragments_before = len(table.get_fragments())
-    _retried(output.data, lambda newest: newest.optimize.compact_files())
+    _retried(output.data, lambda newest: newest.optimize.compact_files(), done)
     for column, kind, options in _wanted_indexes(table, done):
-        if not any(column in index.field_names for index in table.describe_indices()):
-            _retried(output.data, lambda newest, c=column, k=kind, o=options: _index(newest, c, k, o))
-        done.indexes.append(f"{column} ({kind})")
-    _retried(output.data, lambda newest: newest.optimize.optimize_indices())
+        there = any(column in index.field_names for index in table.describe_indices())
+        if there or _retried(output.data, lambda newest, c=column, k=kind, o=options: _index(newest, c, k, o), done):
+            done.indexes.append(f"{column} ({kind})")
+    _retried(output.data, lambda newest: newest.optimize.optimize_indices(), done)
     if not running:
         # delete_unverified stays False: files that no version names may belong to a writer at work.
         removed = lance_commit.lance.dataset(output.data).cleanup_old_versions(
@@ -152,21 +152,25 @@ def _index(table: Any, column: str, kind: str, options: dict[str, Any]) -> None:
         table.create_scalar_index(column, kind)
 
 
-def _retried(uri: str, act: Any) -> None:
-    """Run `act` on the newest version, again when a writer was first."""
+def _retried(uri: str, act: Any, done: Optimized) -> bool:
+    """Run `act` on the newest version, again when a writer was first; given up, and noted, where one always was."""
     from . import lance_commit
 
     for attempt in range(COMMIT_ATTEMPTS):
         table = lance_commit.lance.dataset(uri)
         try:
             act(table)
-            return
+            return True
         except (OSError, RuntimeError) as error:
             # Of puts that meet S3 may refuse both: a conflict, though the table has not moved.
             met = isinstance(error, lance_commit.CommitConflictError)
-            if attempt == COMMIT_ATTEMPTS - 1 or not (met or lance_commit.lance.dataset(uri).version != table.version):
+            if not (met or lance_commit.lance.dataset(uri).version != table.version):
                 raise
             time.sleep(0.1 * 2 ** min(attempt, 4))
+    done.notes.append(
+        f"other writers were first {COMMIT_ATTEMPTS} times, so not all was done: repeat the command when they are done"
+    )
+    return False
 
 
 def _recall(table: Any, column: str) -> float:

@@ -49,7 +49,8 @@ class FailedShard:
 
 def status(output: str) -> list[JobStatus]:
     """Every job that writes to `output` (a path or sink URL), newest first. Raises OutputError where there is none."""
-    return [_status(str(find_output(output)), manifest) for manifest in _manifests(output)]
+    found = str(find_output(output))
+    return [_status(found, manifest) for manifest in _manifests(output)]
 
 
 def _status(output: str, manifest: Manifest) -> JobStatus:

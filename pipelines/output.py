@@ -107,7 +107,7 @@ def _refuse_above(named: str, folder: str) -> None:
         {name.removesuffix(ending) for name in names if name.endswith(ending)} for ending in (".lance", ".lading")
     )
     if inside := sorted(tables | beside):
-        what = "tables" if tables >= beside else "outputs"
+        what = ("table" if tables >= beside else "output") + "s" * (len(inside) > 1)
         shown = ", ".join(inside[:MOST_SHOWN]) + (", ..." if len(inside) > MOST_SHOWN else "")
         raise OutputError(f"{named} holds the {what} {shown}: name one, like {named.rstrip('/')}/{inside[0]}")
 

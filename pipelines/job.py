@@ -6,7 +6,6 @@ the ones that are there.
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import hashlib
 import json
@@ -17,13 +16,14 @@ import numpy as np
 import pyarrow as pa
 
 from ..config.checkpoint import Checkpoint, locate, resolve
-from ..config.errors import ModelError, TableChanged
+from ..config.errors import ModelError
 from ..config.recipe import Recipe
 from . import sources
 from .manifest import Manifest
-from .plan import Plan
+from .open_job import Job
+from .plan import Plan, schema_text
 from .provenance import metadata, output_schema, read_columns
-from .records import Input, Shard
+from .records import Input, Shard, rows_of
 from .sinks import Sink, open_sink
 from .spec import JobSpec, StepSpec, identity, to_dict, validate
 
@@ -50,20 +50,7 @@ class Draft:
     @property
     def rows(self) -> int | None:
         """Input rows, where planning can know them without reading everything."""
-        counts = [shard.rows for shard in self.shards]
-        return None if any(count is None for count in counts) else sum(count or 0 for count in counts)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Job:
-    """A job that has its folder beside the output and its entry in the output."""
-
-    draft: Draft
-    manifest: Manifest
-
-    @property
-    def id(self) -> str:
-        return self.draft.id
+        return rows_of(self.shards)
 
 
 def job_id(spec: JobSpec, format: str, inputs: list[Input]) -> str:
@@ -120,14 +107,9 @@ def start(draft: Draft) -> Job:
     Raises TableChanged where the job was finished but its output is no longer what it left.
     """
     manifest = draft.manifest or Manifest.create(draft.sink.output, _plan(draft))
-    if manifest.closed() is None:
-        key = "doc_id" if draft.recipe.long_text == "chunk" else "id"
-        draft.sink.register(draft.id, draft.schema, on_existing=manifest.plan.on_existing, key=key)
-    elif why := draft.sink.changed(draft.id):
-        raise TableChanged(f"job {draft.id} was finished, but {why}; to do it again remove {manifest.folder.url}")
-    else:
-        draft.sink.unregister(draft.id)  # a process may have died between closing the job and this
-    return Job(draft, manifest)
+    job = Job.of(manifest, draft.sink, draft.spec)
+    job.enter()
+    return job
 
 
 def _plan(draft: Draft) -> Plan:
@@ -147,7 +129,8 @@ def _plan(draft: Draft) -> Plan:
         on_existing=draft.spec.sink.on_existing,
         recipe=draft.recipe.to_dict(),
         model=model,
-        schema=base64.b64encode(draft.schema.serialize().to_pybytes()).decode(),
+        source=schema_text(draft.source),
+        schema=schema_text(draft.schema),
         created=time.time(),
     )
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from ..config.errors import OutputError
 from .records import Input, Shard
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2  # 1 did not keep the source's schema
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +28,18 @@ class Plan:
     on_existing: str
     recipe: dict[str, Any]
     model: dict[str, Any]  # name, folder, origin
-    schema: str  # of the output: a serialised Arrow schema, base64
+    source: str  # schema of what is read (id, then the columns asked for): a serialised Arrow schema, base64
+    schema: str  # of the output, likewise
     created: float  # Unix time, for people
     version: int = PLAN_VERSION
 
     @property
+    def source_schema(self) -> pa.Schema:
+        return _schema(self.source)
+
+    @property
     def output_schema(self) -> pa.Schema:
-        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.schema)))
+        return _schema(self.schema)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; inputs and shards as rows of their fields, since there may be a million."""
@@ -54,6 +59,15 @@ class Plan:
         inputs, shards = [Input(*one) for one in stored["inputs"]], [Shard(*one) for one in stored["shards"]]
         fields: dict[str, Any] = {**stored, "inputs": inputs, "shards": shards, "duplicates": duplicates}
         return cls(**fields)
+
+
+def schema_text(schema: pa.Schema) -> str:
+    """A schema as a plan keeps it."""
+    return base64.b64encode(schema.serialize().to_pybytes()).decode()
+
+
+def _schema(text: str) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
 
 
 def check_version(stored: dict[str, Any], known: int, where: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,12 @@ class Shard:
     start: int
     stop: int
     rows: int | None = None  # exact where planning can know it
+
+
+def rows_of(shards: Iterable[Shard]) -> int | None:
+    """Input rows of these shards; None where planning could not know them without reading everything."""
+    counts = [shard.rows for shard in shards]
+    return None if None in counts else sum(count or 0 for count in counts)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 from ..config.errors import OutputError
 from .manifest import Manifest, jobs
 from .output import find_output
-from .records import Reject
+from .records import Reject, rows_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,8 +55,7 @@ def status(output: str) -> list[JobStatus]:
 
 def _status(output: str, manifest: Manifest) -> JobStatus:
     plan, totals = manifest.plan, manifest.totals()
-    counts = [shard.rows for shard in plan.shards]
-    total = None if any(count is None for count in counts) else sum(count or 0 for count in counts)
+    total = rows_of(plan.shards)
     last = max((receipt.finished for receipt in manifest.receipts()), default=0.0)
     elapsed = max(last - plan.created, 0.0)
     rows = totals.done + totals.rejected

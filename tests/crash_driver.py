@@ -65,6 +65,7 @@ def plan(job: str, shards: int, rows: int, on_existing: str = "refuse") -> Plan:
         on_existing=on_existing,
         recipe={},
         model={},
+        source="",
         schema=base64.b64encode(SCHEMA.serialize().to_pybytes()).decode(),
         created=0.0,
     )

@@ -61,6 +61,16 @@ def rows_of(texts, first=0, bad=()):
     return Rows(batch, ordinals, ordinals, "in.jsonl", list(bad))
 
 
+class Task:
+    """A shard of the rows that `read` gives for its work."""
+
+    texts = ["text"]  # noqa: RUF012
+
+    def __init__(self, number, adapter, read):
+        self.work, self.adapter = Work(Shard(number, 0, 0, 0), 0, None), adapter
+        self.read = lambda: read(self.work)
+
+
 def run_engine(shards, *, budget=16, window=64, stop=None, adapter=None):
     """`shards`: per shard its list of Rows, or an exception in their midst. Returns (finished by number, engine)."""
 
@@ -70,9 +80,10 @@ def run_engine(shards, *, budget=16, window=64, stop=None, adapter=None):
                 raise rows
             yield rows
 
-    works = [Work(Shard(number, 0, 0, 0), 0, None) for number in range(len(shards))]
-    engine = Engine(adapter or Lengths(), read, ["text"], budget, window, stop or threading.Event())
-    return {shard.work.shard.number: shard for shard in engine.shards(works)}, engine
+    adapter = adapter or Lengths()
+    tasks = [Task(number, adapter, read) for number in range(len(shards))]
+    engine = Engine(adapter.streams, budget, window, stop or threading.Event())
+    return {shard.work.shard.number: shard for shard in engine.shards(tasks)}, engine
 
 
 def result(shard):
@@ -186,9 +197,10 @@ def test_rows_without_cost_do_not_gather_without_end():
     def shards():
         for number in range(400):
             read.append(number)
-            yield Work(Shard(number, 0, 0, 0), 0, None)
+            yield Task(number, adapter, lambda _: iter([rows_of([""] * 3)]))
 
-    engine = Engine(Lengths(), lambda _: iter([rows_of([""] * 3)]), ["text"], 16, 64, threading.Event())
+    adapter = Lengths()
+    engine = Engine(adapter.streams, 16, 64, threading.Event())
     finished = engine.shards(shards())
     next(finished)
     assert len(read) < 200

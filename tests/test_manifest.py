@@ -34,6 +34,7 @@ def plan(shards: int = 3, **changes) -> Plan:
         "on_existing": "refuse",
         "recipe": {"task": "encode"},
         "model": {"name": "m"},
+        "source": "",
         "schema": "",
         "created": 1.5,
     }
@@ -104,7 +105,7 @@ def test_an_unknown_plan_version_is_refused_with_both_versions(output: Output, m
     """Formats carry a version; an unknown one is not guessed at."""
     place = Path(manifest.folder.url) / "plan.json"
     place.write_text(json.dumps({**json.loads(place.read_text()), "version": 99}))
-    with pytest.raises(OutputError, match=r"version 99.*version 1"):
+    with pytest.raises(OutputError, match=r"version 99.*version 2"):
         Manifest.open(output, "job")
 
 

@@ -37,9 +37,10 @@ def spec(tiny_encoder: Path, tmp_path: Path) -> JobSpec:
 @pytest.fixture
 def output(spec: JobSpec, tmp_path: Path) -> str:
     """The output of the job, whose second file was touched after it was planned."""
-    job = start(draft(spec))
+    drafted = draft(spec)
+    start(drafted)
     os.utime(tmp_path / "b.parquet", ns=(TOUCHED_NS, TOUCHED_NS))
-    assert run(job.draft, device="cpu", threads=1).state == "unfinished"
+    assert run(drafted, device="cpu", threads=1).state == "unfinished"
     return f"{tmp_path}/out"
 
 

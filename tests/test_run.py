@@ -310,10 +310,11 @@ def test_too_many_rejects_stop_the_job(tmp_path, tiny_encoder, to):
 
 def test_a_source_that_changes_under_the_job_fails_its_shards(corpus, tiny_encoder, to):
     """Rows of a file that is no longer the planned one are failed, and the job says it is unfinished."""
-    job = start(draft(job_spec(corpus, tiny_encoder, to)))
+    drafted = draft(job_spec(corpus, tiny_encoder, to))
+    start(drafted)
     table = pq.read_table(corpus)
     pq.write_table(table.slice(0, 99), corpus)
-    summary = run(job.draft, device="cpu", threads=1)
+    summary = run(drafted, device="cpu", threads=1)
     assert (summary.state, summary.exit_code, summary.rows_done) == ("unfinished", 3, 0)
     assert summary.rows_in == summary.failed == 100
     assert "in.parquet" in summary.reason

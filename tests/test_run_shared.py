@@ -46,8 +46,9 @@ def test_too_many_rejects_stop_a_process_between_two_folds(many_shards, tiny_enc
 def test_rejects_of_other_processes_count(many_shards, tiny_encoder, to, monkeypatch):
     """The limit is the job's, whoever works on it: what others publish stops this process, too, at its next fold."""
     monkeypatch.setenv("LADING_FOLD_INTERVAL_S", "0")
-    job = start(draft(job_spec(many_shards, tiny_encoder, to, shard_rows=1, max_rejects=9)))
-    other = Manifest.open(job.draft.sink.output, job.id)
+    drafted = draft(job_spec(many_shards, tiny_encoder, to, shard_rows=1, max_rejects=9))
+    job = start(drafted)
+    other = Manifest.open(job.sink.output, job.id)
 
     def publish(_: object) -> None:  # ten rejects, of the last shards that have one
         for shard in range(59, 29, -3):
@@ -56,7 +57,7 @@ def test_rejects_of_other_processes_count(many_shards, tiny_encoder, to, monkeyp
             name = other.write_rejects(shard, 0, "other", rejected)
             other.publish(dataclasses.replace(receipt, rejects_file=name))
 
-    summary = run(job.draft, device="cpu", threads=1, batch_tokens=8, on_progress=publish)
+    summary = run(drafted, device="cpu", threads=1, batch_tokens=8, on_progress=publish)
     assert (summary.state, summary.exit_code) == ("stopped", 3)
     assert "more than max_rejects = 9" in summary.reason
     assert 10 <= summary.rejected < 20
@@ -68,27 +69,29 @@ def test_rejects_of_other_processes_count(many_shards, tiny_encoder, to, monkeyp
 def test_a_staged_file_that_is_gone_at_the_last_fold_is_made_again(many_shards, tiny_encoder, to, monkeypatch):
     """A shard whose staged rows someone removed is done again in the same run; its rejects count once against the limit."""
     monkeypatch.setenv("LADING_FOLD_INTERVAL_S", "1000")  # the only fold of the first pass is its last
-    job = start(draft(job_spec(many_shards, tiny_encoder, to, shard_rows=3, max_rejects=20)))
-    other, removed = Manifest.open(job.draft.sink.output, job.id), set()
+    drafted = draft(job_spec(many_shards, tiny_encoder, to, shard_rows=3, max_rejects=20))
+    job = start(drafted)
+    other, removed = Manifest.open(job.sink.output, job.id), set()
 
     def remove(_: object) -> None:
         for receipt in [] if removed else other.receipts():
-            job.draft.sink.discard(receipt.files)
+            job.sink.discard(receipt.files)
             removed.add(receipt.shard)
 
-    summary = run(job.draft, device="cpu", threads=1, batch_tokens=8, on_progress=remove)
+    summary = run(drafted, device="cpu", threads=1, batch_tokens=8, on_progress=remove)
     assert removed
     assert (summary.state, summary.exit_code, summary.rows_done, summary.rejected) == ("finished", 0, 40, 20)
     assert {one.shard for one in other.receipts() if one.generation == 1} == removed
-    assert [row["id"] for row in table_of(job.draft.spec).to_pylist()] == [f"k{n:02d}" for n in range(60) if n % 3 != 2]
+    assert [row["id"] for row in table_of(job.spec).to_pylist()] == [f"k{n:02d}" for n in range(60) if n % 3 != 2]
 
 
 def test_what_others_publish_during_the_last_fold_is_folded_too(many_shards, tiny_encoder, to, monkeypatch):
     """Another process does a void shard again and publishes it while this one folds for the last time: this one ends it all."""
     monkeypatch.setenv("LADING_FOLD_INTERVAL_S", "1000")
-    job = start(draft(job_spec(many_shards, tiny_encoder, to, shard_rows=1)))
-    ours, other, others = job.draft.sink, Manifest.open(job.draft.sink.output, job.id), open_sink(to)
-    others.register(job.id, job.draft.schema, on_existing="refuse")
+    drafted = draft(job_spec(many_shards, tiny_encoder, to, shard_rows=1))
+    job = start(drafted)
+    ours, other, others = job.sink, Manifest.open(job.sink.output, job.id), open_sink(to)
+    others.register(job.id, job.schema, on_existing="refuse")
     again: list[Work] = []
 
     def reopen(_: object) -> None:
@@ -109,10 +112,10 @@ def test_what_others_publish_during_the_last_fold_is_folded_too(many_shards, tin
 
     fold = ours.fold
     monkeypatch.setattr(ours, "fold", publish_after)
-    summary = run(job.draft, device="cpu", threads=1, batch_tokens=8, on_progress=reopen)
+    summary = run(drafted, device="cpu", threads=1, batch_tokens=8, on_progress=reopen)
     assert len(again) == 1
     assert (summary.state, summary.exit_code, summary.rows_done, summary.rejected) == ("finished", 0, 39, 21)
-    assert table_of(job.draft.spec).num_rows == 39
+    assert table_of(job.spec).num_rows == 39
 
 
 def test_what_is_published_when_a_run_stops_is_in_the_output(tmp_path, tiny_encoder, to, monkeypatch):

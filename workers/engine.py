@@ -1,10 +1,11 @@
-"""The engine: rows of shards in, finished shards out. Stages overlap; the caller's thread packs and hands out.
+"""The engine: rows of shards in, finished shards out, requests served on the way. Stages overlap; the caller's thread packs and hands out.
 
-    read (thread) -> prepare (thread) -> [window -> pack] -> run (one thread a stream) -> [hand out] -> finished shards
+    read (thread) -> prepare (thread) -> [window] -> [form a batch] -> run (one thread a stream) -> [hand out] -> finished shards
+                                requests ->
 
-A window is some budgets' worth of items that are sorted and packed together. What is in a window, and in which order
-batches are handed out, depends on the shards and their order alone, never on timing, so that the same command forms the
-same batches.
+A window is some budgets' worth of one model's items that are sorted and packed together. Without requests, what is in a window
+and in which order batches are handed out depends on the shards and their order alone, never on timing, so that the
+same command forms the same batches.
 """
 
 from __future__ import annotations
@@ -16,63 +17,52 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
-import numpy as np
-
-from ..adapters.contract import Adapter, Outputs
+from ..adapters.contract import Outputs
 from ..config.errors import ShardError, StopJob
-from ..pipelines.manifest import Work
 from ..pipelines.records import Rows
-from .packer import pack
-from .parts import Chosen, Part, ShardInFlight, halves, split_outputs
+from .gauges import Gauges
+from .parts import Chosen, Items, Part, ShardInFlight, Task, cost_of, halves, split_outputs
+from .shares import Shares
 from .stages import Ahead, Clock
+from .window import Window, Windows
 
 log = logging.getLogger(__name__)
 
-Reader = Callable[[Work], Iterator[Rows]]
 READ_AHEAD = 8  # Rows objects, each bounded in rows and bytes by the source
 PREPARED_AHEAD = 8
 BATCHES_AHEAD = 2  # of each stream, the running one included: none waits for a result to be handed out
-WINDOW_PARTS = 128  # a window ends here too, or rows without cost (blank ones) would gather without end
 # Items that fail one after the other, none succeeding between: the model is to blame, not the rows.
 HOPELESS = 8  # the model raised, on each alone
 HOPELESS_RESULTS = 1024  # the result is not finite: some texts overflow float16, and long ones go first
 
 
-@dataclasses.dataclass(slots=True)
-class Gauges:
-    """What the engine measured, over its whole life."""
+class Requests(Protocol):
+    """Work that does not wait for a window: what clients wait for."""
 
-    read: Clock = dataclasses.field(default_factory=Clock)
-    prepare: Clock = dataclasses.field(default_factory=Clock)
-    run: Clock = dataclasses.field(default_factory=Clock)  # forward and pooling, the streams' seconds added up
-    hand_out: Clock = dataclasses.field(default_factory=Clock)  # packing, results to rows
-    streams: int = 1
-    elapsed: float = 0.0  # seconds from the first row asked for to the last batch handed out
-    items: int = 0
-    rows: float = 0.0  # that these items are; a document counts by the share of its chunks
-    cost: int = 0  # tokens, in the adapter's unit
-    offered: int = 0  # budget of all batches: cost / offered is the fill ratio
-    batches: int = 0
+    def take(self, budget: int) -> list[Chosen]:
+        """The items that are to run next, of one adapter and at most `budget` in cost (an item above it alone); [] if none wait."""
+        ...
 
-    @property
-    def fill(self) -> float:
-        return self.cost / self.offered if self.offered else 1.0
+    def completed(self, items: Items) -> None:
+        """Every item has its result or its failure."""
+        ...
 
-    @property
-    def busy(self) -> float:
-        """Share of the device's time, that of all its streams, spent in `run`."""
-        return min(self.run.wall / (self.elapsed * self.streams), 1.0) if self.elapsed else 0.0
 
-    @property
-    def idle(self) -> float:
-        """Seconds that the device had nothing to run."""
-        return self.elapsed * (1 - self.busy)
+class NoRequests:
+    """A local run's."""
+
+    def take(self, budget: int) -> list[Chosen]:
+        return []
+
+    def completed(self, items: Items) -> None:
+        raise AssertionError("nothing was taken")
 
 
 @dataclasses.dataclass(slots=True)
 class Batch:
-    """Items that run at once, and what came of them."""
+    """Items of one adapter that run at once, and what came of them."""
 
     chosen: list[Chosen]
     cost: int
@@ -84,47 +74,51 @@ class Batch:
 class Engine:
     """One device's loop. `stop` set: the shards already begun are finished, no other is."""
 
-    adapter: Adapter
-    read_shard: Reader
-    texts: list[str]  # source columns given to the adapter, in its order
-    budget: int
+    streams: int  # batches that run at once (Adapter.streams)
+    budget: int  # cost of a batch
     window: int  # cost that is sorted and packed together
     stop: threading.Event
+    requests: Requests = dataclasses.field(default_factory=NoRequests)
     gauges: Gauges = dataclasses.field(default_factory=Gauges)
     on_batch: Callable[[], None] = lambda: None
-    failing: int = 0  # items on which the model raised since the last one that it took
+    bell: threading.Event = dataclasses.field(default_factory=threading.Event)  # ring it when a request waits
+    shares: Shares = dataclasses.field(default_factory=Shares)
+    failing: int = 0  # items of shards on which the model raised since the last one that it took
     unusable: int = 0  # results that were not finite since the last one that was
     since: float = 0.0  # up to when `gauges.elapsed` has been counted
 
-    def shards(self, works: Iterable[Work]) -> Generator[ShardInFlight]:
-        """Every shard of `works`, complete or failed, in an order that may differ from theirs."""
-        self.gauges.streams, self.since = self.adapter.streams, time.perf_counter()
+    def shards(self, tasks: Iterable[Task | None]) -> Generator[ShardInFlight]:
+        """Every shard of `tasks`, complete or failed, in an order that may differ from theirs.
+
+        None among the tasks says that no further one is at hand: what has been read does not wait for more. Raises StopJob
+        when it is plain that a model takes no row.
+        """
+        self.gauges.streams, self.since = self.streams, time.perf_counter()
         with (
-            Ahead("read", lambda: self._read(works), READ_AHEAD) as rows,
-            Ahead("prepare", lambda: self._prepare(rows), PREPARED_AHEAD) as prepared,
-            ThreadPoolExecutor(self.adapter.streams, thread_name_prefix="lading-device") as device,
+            Ahead("read", lambda: self._read(tasks), READ_AHEAD) as rows,
+            Ahead("prepare", lambda: self._prepare(rows), PREPARED_AHEAD, self.bell) as prepared,
+            ThreadPoolExecutor(self.streams, thread_name_prefix="lading-device") as device,
         ):
             try:
-                ahead: deque[Future[Batch] | ShardInFlight] = deque()
-                for window in self._windows(prepared):
-                    for one in self._packed(window):
-                        ahead.append(one if isinstance(one, ShardInFlight) else device.submit(self._run, one))
-                        yield from self._settle(ahead, BATCHES_AHEAD * self.adapter.streams - 1)
-                yield from self._settle(ahead, 0)
+                yield from self._loop(Windows(prepared, self.window, self.budget, self.stop), device)
             finally:
                 rows.close()  # the chain is closed from its source on
                 device.shutdown(wait=False, cancel_futures=True)
 
     # -- stages, each in a thread of its own
 
-    def _read(self, works: Iterable[Work]) -> Iterator[tuple[ShardInFlight, Rows | str]]:
+    def _read(self, tasks: Iterable[Task | None]) -> Iterator[tuple[ShardInFlight, Rows | str] | None]:
         """Each shard's rows, then why it failed, "" if it did not."""
-        for work in works:
+        for task in tasks:
             if self.stop.is_set():
                 return
-            shard, failure = ShardInFlight(work), ""
+            if task is None:
+                yield None
+                continue
+            shard, failure = ShardInFlight(task), ""
             try:
-                batches = iter(self.read_shard(work))
+                _ = task.adapter  # loaded before anything is read for it
+                batches = iter(task.read())
                 while True:
                     with self.gauges.read:
                         rows = next(batches, None)
@@ -137,16 +131,23 @@ class Engine:
             yield shard, failure
 
     def _prepare(
-        self, source: Iterable[tuple[ShardInFlight, Rows | str]]
-    ) -> Iterator[tuple[ShardInFlight, Part | str]]:
-        for shard, rows in source:
-            if isinstance(rows, str):
-                yield shard, rows
+        self, source: Iterable[tuple[ShardInFlight, Rows | str] | None]
+    ) -> Iterator[tuple[ShardInFlight, Part | str] | ShardInFlight]:
+        last: ShardInFlight | None = None
+        for one in source:
+            if one is None:
+                if last is not None:
+                    yield last
                 continue
+            last, rows = one
+            if isinstance(rows, str):
+                yield last, rows
+                continue
+            adapter = last.task.adapter
             with self.gauges.prepare:
-                prepared = self.adapter.prepare([rows.batch.column(name) for name in self.texts])
-            shard.seconds["prepare"] += self.gauges.prepare.last
-            yield shard, Part(shard, rows, prepared, missing=len(prepared.costs))
+                prepared = adapter.prepare([rows.batch.column(name) for name in last.task.texts])
+            last.seconds["prepare"] += self.gauges.prepare.last
+            yield last, Part(adapter, prepared, len(prepared.costs), shard=last, rows=rows)
 
     def _run(self, batch: Batch) -> Batch:
         """One stream of the device."""
@@ -156,8 +157,9 @@ class Engine:
 
     def _attempt(self, chosen: list[Chosen]) -> list[tuple[list[Chosen], Outputs | Exception]]:
         """Run the items; on an error halve them, down to the one that is to blame."""
+        adapter = chosen[0][0].adapter
         try:
-            return [(chosen, self.adapter.run([(part.prepared, items) for part, items in chosen]))]
+            return [(chosen, adapter.run([(part.prepared, items) for part, items in chosen]))]
         except Exception as error:  # becomes a reject of the row that causes it, or stops the job
             if sum(len(items) for _, items in chosen) == 1:
                 return [(chosen, error)]
@@ -167,68 +169,56 @@ class Engine:
 
     # -- the caller's thread
 
-    def _windows(self, prepared: Iterator[tuple[ShardInFlight, Part | str]]) -> Iterator[list[ShardInFlight | Part]]:
-        """Parts and ends of shards, in order, in groups of about `window` cost."""
-        group: list[ShardInFlight | Part] = []
-        cost = 0
-        for shard, one in prepared:
-            if self.stop.is_set() and not shard.started:
-                continue  # prepared ahead, not begun: left for the next run
-            if isinstance(one, str):
-                shard.failure = one
-                group.append(shard)
-            else:
-                shard.parts.append(one)
-                group.append(one)
-                cost += int(one.prepared.costs.sum())
-            if cost >= self.window or len(group) >= WINDOW_PARTS:
-                yield self._begun(group)
-                group, cost = [], 0
-        if group:
-            yield self._begun(group)
+    def _loop(self, windows: Windows, device: ThreadPoolExecutor) -> Iterator[ShardInFlight]:
+        """Hand out what has ended, form the next batch, let it run; wait when none of it can be done."""
+        ahead: deque[Future[Batch] | ShardInFlight] = deque()
+        window: Window | None = Window.none()
+        while True:
+            self.bell.clear()
+            yield from self._settle(ahead)
+            while not window:
+                ahead.extend(window.ends)
+                with self.gauges.hand_out:
+                    window = windows.next()
+                if window is None:
+                    window = Window.none()
+                    break
+            under_way = sum(isinstance(one, Future) for one in ahead)
+            if under_way < BATCHES_AHEAD * self.streams and (batch := self._form(window)):
+                running = device.submit(self._run, batch)
+                running.add_done_callback(lambda _: self.bell.set())
+                ahead.append(running)
+            elif not ahead and windows.ended:
+                return
+            elif under_way == len(ahead):  # nothing to give back
+                self.bell.wait()
 
-    def _begun(self, group: list[ShardInFlight | Part]) -> list[ShardInFlight | Part]:
-        """The whole group; once stopped, what belongs to shards that earlier windows began."""
-        if not self.stop.is_set():
-            return group
-        return [one for one in group if (one if isinstance(one, ShardInFlight) else one.shard).started]
-
-    def _packed(self, window: list[ShardInFlight | Part]) -> Iterator[Batch | ShardInFlight]:
-        """One window's items in batches, then the shards that end with it."""
-        parts = [one for one in window if isinstance(one, Part) and not one.shard.failure]
-        for part in parts:
-            part.shard.started = True
+    def _form(self, window: Window) -> Batch | None:
+        """The batch to run next: requests first, topped up with rows of shards, unless shards are owed their share."""
         with self.gauges.hand_out:
-            counts = [len(part.prepared.costs) for part in parts]
-            costs = np.concatenate([np.empty(0, np.int64), *(part.prepared.costs for part in parts)])
-            owner, first = np.repeat(np.arange(len(parts)), counts), np.cumsum([0, *counts])
-            batches = pack(costs, self.budget)
-        for batch in batches:
-            with self.gauges.hand_out:
-                batch = batch[np.argsort(owner[batch], kind="stable")]  # items of one part together
-                runs = np.split(batch, np.flatnonzero(np.diff(owner[batch])) + 1)
-                chosen = [(parts[owner[run[0]]], run - first[owner[run[0]]]) for run in runs]
-            yield Batch(chosen, int(costs[batch].sum()))
-        yield from (one for one in window if isinstance(one, ShardInFlight))
+            chosen = [] if window and self.shares.owed > 0 else self.requests.take(self.budget)
+            cost = cost_of(chosen)
+            if not chosen:
+                chosen = window.take() if window else []
+            elif window and window.adapter is chosen[0][0].adapter and cost < self.budget:
+                chosen = chosen + window.fill(self.budget - cost)
+            return Batch(chosen, cost_of(chosen)) if chosen else None
 
-    def _settle(self, ahead: deque[Future[Batch] | ShardInFlight], most: int) -> Iterator[ShardInFlight]:
-        """Hand out in order, until at most `most` batches are under way; give back the shards that this completes."""
-        under_way = sum(isinstance(one, Future) for one in ahead)
-        while ahead and (under_way > most or isinstance(ahead[0], ShardInFlight)):
+    def _settle(self, ahead: deque[Future[Batch] | ShardInFlight]) -> Iterator[ShardInFlight]:
+        """Hand out, in order, the batches that have ended; give back the shards that this completes."""
+        while ahead and (isinstance(ahead[0], ShardInFlight) or ahead[0].done()):
             one = ahead.popleft()
             if isinstance(one, ShardInFlight):  # its end: all its parts were in this window or earlier ones
                 yield one
                 continue
-            under_way -= 1
             self._hand_out(one.result())
             now = time.perf_counter()
             self.gauges.elapsed, self.since = self.gauges.elapsed + now - self.since, now
             self.on_batch()
 
     def _hand_out(self, batch: Batch) -> None:
-        gauges = self.gauges
         self._check_hopeless(batch)
-        with gauges.hand_out:
+        with self.gauges.hand_out:
             for chosen, outcome in batch.outcomes:
                 if isinstance(outcome, Outputs):
                     split_outputs(chosen, outcome)
@@ -236,24 +226,30 @@ class Engine:
                     part, items = chosen[0]
                     part.fail(int(items[0]), "failed", f"{type(outcome).__name__}: {outcome}")
         offered = max(batch.cost, self.budget)
-        gauges.run.add(batch.clock)
-        gauges.batches += 1
-        gauges.cost += batch.cost
-        gauges.offered += offered
+        self.gauges.count(batch.clock, batch.cost, offered)
+        of_shards = 0.0
         for part, items in batch.chosen:
             tokens = int(part.prepared.costs[items].sum())
             share = tokens / max(batch.cost, 1)
-            gauges.items += len(items)
-            gauges.rows += len(items) * part.rows_per_item
-            part.shard.tokens += tokens
-            part.shard.seconds["run"] += batch.clock.wall * share
-            part.shard.offered += offered * share
+            self.gauges.items += len(items)
+            self.gauges.rows += len(items) * part.rows_per_item
+            if isinstance(part, Part):
+                of_shards += share
+                part.shard.tokens += tokens
+                part.shard.seconds["run"] += batch.clock.wall * share
+                part.shard.offered += offered * share
+            elif not part.missing:
+                self.requests.completed(part)
+        self.shares.count(batch.clock.wall, of_shards)
 
     def _check_hopeless(self, batch: Batch) -> None:
-        """Raises StopJob when it is plain that no row will succeed, before the whole corpus is rejected."""
-        items = sum(len(items) for _, items in batch.chosen)
-        raised = [outcome for _, outcome in batch.outcomes if isinstance(outcome, Exception)]
-        bad = [why for _, outcome in batch.outcomes if isinstance(outcome, Outputs) for why in outcome.bad.values()]
+        """Raises StopJob when it is plain that no row of a shard will succeed, before the whole corpus is rejected."""
+        outcomes = [one for one in batch.outcomes if all(isinstance(part, Part) for part, _ in one[0])]
+        items = sum(len(items) for chosen, _ in outcomes for _, items in chosen)
+        if not items:
+            return
+        raised = [outcome for _, outcome in outcomes if isinstance(outcome, Exception)]
+        bad = [why for _, outcome in outcomes if isinstance(outcome, Outputs) for why in outcome.bad.values()]
         self.failing = self.failing + items if len(raised) == items else 0
         self.unusable = self.unusable + items if len(raised) + len(bad) == items else 0
         if self.failing >= HOPELESS:

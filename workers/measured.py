@@ -6,8 +6,8 @@ import dataclasses
 import time
 from typing import Any
 
-from ..pipelines.job import Job
-from .engine import Engine
+from ..pipelines.open_job import Job
+from .gauges import Gauges
 from .stages import Clock
 from .summary import Summary
 
@@ -22,12 +22,13 @@ class Measured:
     rows_run: int = 0
     folds: int = 0
     conflicts: int = 0
-    engine: Engine | None = None  # None until it begins
+    gauges: Gauges | None = None  # the engine's; None until it begins
+    kernel: str = ""
     began: float = 0.0
 
-    def begin(self, engine: Engine) -> None:
+    def begin(self, gauges: Gauges, kernel: str) -> None:
         """The model is loaded, the work begins."""
-        self.engine, self.began = engine, time.monotonic()
+        self.gauges, self.kernel, self.began = gauges, kernel, time.monotonic()
 
     @property
     def elapsed_s(self) -> float:
@@ -35,9 +36,9 @@ class Measured:
 
     def fields(self) -> dict[str, Any]:
         """The fields of a Summary that are this run's own."""
-        if self.engine is None:
+        if self.gauges is None:
             return {}
-        gauges = self.engine.gauges
+        gauges = self.gauges
         stages = {"read": gauges.read, "prepare": gauges.prepare, "run": gauges.run, "hand out": gauges.hand_out}
         clocks = {**stages, "write": self.write, "fold": self.fold}
         # The streams run beside each other: on the clock, `run` and `idle` are the whole device's.
@@ -50,7 +51,7 @@ class Measured:
             "load_s": self.load_s,
             "fill": gauges.fill,
             "busy": gauges.busy,
-            "kernel": self.engine.adapter.kernel,
+            "kernel": self.kernel,
             "seconds": {name: round(taken, 3) for name, taken in seconds.items()},
             "cpu_seconds": {name: round(clock.cpu, 3) for name, clock in clocks.items()},
             "folds": self.folds,
@@ -61,13 +62,13 @@ class Measured:
 def summarise(job: Job, state: str, reason: str = "", measured: Measured | None = None) -> Summary:
     """The summary of a run of `job` that ended in `state`; counts come from the receipts. Raises LadingError if they do not balance."""
     totals = job.manifest.totals()
-    source = job.draft.spec.source
+    source = job.spec.source
     return Summary(
         job=job.id,
-        output=str(job.draft.sink.output),
+        output=str(job.sink.output),
         state=state,
         reason=reason,
-        rows_total=totals.rows_in if totals.shards_done == totals.shards else job.draft.rows,
+        rows_total=totals.rows_in if totals.shards_done == totals.shards else job.rows,
         rows_in=totals.rows_in,
         rows_done=totals.done,
         rejected=totals.rejected,

@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from ..adapters.contract import Outputs, Prepared
+from ..adapters.contract import Adapter, Outputs, Prepared
 from ..pipelines.manifest import Work
 from ..pipelines.records import Receipt, Reject, Rows
 
 
-@dataclasses.dataclass(slots=True)
-class Part:
-    """One `Rows` of a shard with its items; complete when every item has its result."""
+class Task(Protocol):
+    """A shard to do, as the engine sees it."""
 
-    shard: ShardInFlight
-    rows: Rows
+    @property
+    def work(self) -> Work: ...
+
+    @property
+    def texts(self) -> list[str]:
+        """Source columns given to the adapter, in its order."""
+        ...
+
+    @property
+    def adapter(self) -> Adapter:
+        """The loaded model. Asking may load it, in the reading thread. Raises ShardError."""
+        ...
+
+    def read(self) -> Iterator[Rows]:
+        """Raises ShardError."""
+        ...
+
+
+@dataclasses.dataclass(slots=True)
+class Items:
+    """Prepared items of one adapter that share batches with others; complete when every item has its result."""
+
+    adapter: Adapter
     prepared: Prepared
     missing: int
     done: list[tuple[np.ndarray, pa.RecordBatch]] = dataclasses.field(default_factory=list)
@@ -25,8 +47,7 @@ class Part:
 
     @property
     def rows_per_item(self) -> float:
-        rows = self.rows.batch.num_rows - len(self.prepared.bad)
-        return rows / len(self.prepared.rows) if len(self.prepared.rows) else 0.0
+        return 1.0
 
     def take(self, items: np.ndarray, results: pa.RecordBatch) -> None:
         """Results of some items, in the order of `items`."""
@@ -39,11 +60,24 @@ class Part:
         self.missing -= 1
 
 
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Part(Items):
+    """One `Rows` of a shard with its items."""
+
+    shard: ShardInFlight
+    rows: Rows
+
+    @property
+    def rows_per_item(self) -> float:
+        rows = self.rows.batch.num_rows - len(self.prepared.bad)
+        return rows / len(self.prepared.rows) if len(self.prepared.rows) else 0.0
+
+
 @dataclasses.dataclass(slots=True)
 class ShardInFlight:
     """A shard between its first row read and its marker."""
 
-    work: Work
+    task: Task
     parts: list[Part] = dataclasses.field(default_factory=list)
     started: bool = False  # some of its items were on the device
     failure: str = ""
@@ -51,22 +85,17 @@ class ShardInFlight:
     offered: float = 0.0  # this shard's share of its batches' budgets
     seconds: dict[str, float] = dataclasses.field(default_factory=lambda: {"read": 0.0, "prepare": 0.0, "run": 0.0})
 
-
-def only(rows: Rows, ordinals: np.ndarray) -> Rows:
-    """The rows of a shard that a later generation covers."""
-    wanted = np.isin(rows.ordinals, ordinals)
-    places = np.flatnonzero(wanted)
-    chosen = set(ordinals.tolist())
-    return Rows(
-        batch=rows.batch.take(pa.array(places)),
-        ordinals=rows.ordinals[wanted],
-        positions=rows.positions[wanted],
-        paths=rows.paths if isinstance(rows.paths, str) else [rows.paths[place] for place in places],
-        bad=[reject for reject in rows.bad if reject.ordinal in chosen],
-    )
+    @property
+    def work(self) -> Work:
+        return self.task.work
 
 
-Chosen = tuple[Part, np.ndarray]  # items (int64) of one part
+Chosen = tuple[Items, np.ndarray]  # some items (int64) of one owner
+
+
+def cost_of(chosen: list[Chosen]) -> int:
+    """What these items take of a batch's budget."""
+    return sum(int(part.prepared.costs[items].sum()) for part, items in chosen)
 
 
 def halves(chosen: list[Chosen]) -> tuple[list[Chosen], list[Chosen]]:
@@ -86,7 +115,7 @@ def halves(chosen: list[Chosen]) -> tuple[list[Chosen], list[Chosen]]:
 
 
 def split_outputs(parts: list[Chosen], outputs: Outputs) -> None:
-    """Hand one batch's results back to the parts its items came from."""
+    """Hand one batch's results back to where its items came from."""
     start = 0
     for part, items in parts:
         stop = start + len(items)

@@ -48,7 +48,12 @@ class Ahead(Iterator[T]):
     (or leaving the `with` block) ends the thread also when the consumer stops early.
     """
 
-    def __init__(self, name: str, source: Callable[[], Iterator[T]], depth: int) -> None:
+    def __init__(
+        self, name: str, source: Callable[[], Iterator[T]], depth: int, bell: threading.Event | None = None
+    ) -> None:
+        """`bell` is set whenever there is an item, or the end, for a consumer that waits for other things too and polls."""
+        self.ended = False  # seen by `poll`: nothing more will come
+        self._bell = bell or threading.Event()
         self._items: queue.Queue[T | _End] = queue.Queue(maxsize=depth)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._pump, args=(source,), name=f"lading-{name}", daemon=True)
@@ -69,6 +74,7 @@ class Ahead(Iterator[T]):
         while not self._closed.is_set():
             try:
                 self._items.put(item, timeout=0.2)
+                self._bell.set()
                 return True
             except queue.Full:
                 continue
@@ -82,6 +88,19 @@ class Ahead(Iterator[T]):
                 raise item.error
             raise StopIteration
         return item
+
+    def poll(self) -> T | None:
+        """The next item if there is one by now. None: not yet, or never (`ended`)."""
+        try:
+            item = self._items.get_nowait()
+        except queue.Empty:
+            return None
+        if not isinstance(item, _End):
+            return item
+        self.ended = True
+        if item.error is not None:
+            raise item.error
+        return None
 
     def close(self) -> None:
         """Let the thread end; it finishes the item it is working on. Close a chain from its source on."""

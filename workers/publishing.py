@@ -1,0 +1,34 @@
+"""A shard that the engine has finished becomes rows, rejects and a receipt, staged and published."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+
+from ..pipelines.open_job import Job
+from ..pipelines.provenance import kept_columns
+from ..pipelines.records import Receipt
+from .parts import ShardInFlight, covered_ids, finish
+
+log = logging.getLogger(__name__)
+
+
+def publish(job: Job, shard: ShardInFlight, *, kernel: str, busy: float) -> Receipt:
+    """Stage the rows, then decide by the marker whether they count. Returns the receipt that counts. Raises StopJob."""
+    work = shard.work
+    place = job.attempt(work)
+    receipt = Receipt(*place, kernel=kernel, finished=time.time())
+    if shard.failure:
+        rows = (work.shard.rows or 0) if work.ordinals is None else len(work.ordinals)
+        failed = dataclasses.replace(receipt, status="failed", reason=shard.failure, rows_in=rows)
+        return job.manifest.publish(failed)
+    replacing = job.manifest.plan.on_existing == "replace"
+    replaces = covered_ids(shard, job.source.field("id").type) if replacing else None
+    table, rejects, receipt = finish(shard, receipt, keep=kept_columns(job.spec), text=job.texts[0], schema=job.schema)
+    shard.parts.clear()
+    receipt = dataclasses.replace(receipt, busy=round(busy, 4))
+    winner = job.publish(place, receipt, table, rejects, replaces)
+    if winner.attempt != receipt.attempt:
+        log.info("shard %d was published by another process; its rows count, ours are dropped", work.shard.number)
+    return winner

@@ -37,6 +37,10 @@ class Folder(Protocol):
         """
         ...
 
+    def leave(self, name: str, data: bytes) -> None:
+        """A small file for others to find, replaced if it is there; a power cut may lose it. Raises StopJob."""
+        ...
+
     def read(self, name: str) -> bytes | None:
         """The bytes, or None if there is no such file."""
         ...
@@ -68,7 +72,7 @@ class Folder(Protocol):
         ...
 
     def delete(self, name: str) -> None:
-        """Remove a file or, with everything in it, a subfolder; nothing to remove is no error."""
+        """Remove a file or, with everything in it, a subfolder; nothing to remove is no error. What comes meanwhile may stay."""
         ...
 
     def clean(self, under: str, older_than_s: float) -> int:
@@ -149,6 +153,12 @@ class LocalFolder:
             _sync(final.parent)
         return standing
 
+    def leave(self, name: str, data: bytes) -> None:
+        path = self._root / name
+        with stopping("write", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
     def read(self, name: str) -> bytes | None:
         with stopping("read", self._root / name), contextlib.suppress(FileNotFoundError):
             return (self._root / name).read_bytes()
@@ -214,9 +224,14 @@ class LocalFolder:
     def delete(self, name: str) -> None:
         path = self._root / name
         if path.is_dir():
-            for entry in path.iterdir():
-                self.delete(f"{name}/{entry.name}")
-            path.rmdir()
+            try:
+                for entry in path.iterdir():
+                    self.delete(f"{name}/{entry.name}")
+                path.rmdir()
+            except OSError as error:
+                # Others remove the same, or write here again.
+                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                    raise
         else:
             path.unlink(missing_ok=True)
 
@@ -276,6 +291,9 @@ class StoreFolder:
                     if "ConditionalRequestConflict" not in str(error) or attempt == PUT_ATTEMPTS:
                         raise
             time.sleep(random.uniform(0, 0.05 * 2**attempt))
+
+    def leave(self, name: str, data: bytes) -> None:
+        self.overwrite(name, data)
 
     def read(self, name: str) -> bytes | None:
         with stopping("read", f"{self.url}/{name}"), contextlib.suppress(FileNotFoundError):

@@ -24,7 +24,7 @@ from .records import Receipt, Reject, Shard
 
 RECEIPT_VERSION = 1
 OPENING_VERSION = 2  # 1 did not name the generation that it stands in for
-RETRYABLE = ("failed", "not-finite")  # codes whose rows another attempt may save
+RETRYABLE = ("failed", "not-finite", "killed")  # codes whose rows another attempt may save
 
 _MARKER = re.compile(r"(\d+)\.(\d+)(\.open)?\.json")
 
@@ -82,11 +82,22 @@ class Manifest:
         """Every generation that has no marker yet, in order of shards."""
         self._refresh()
         return [
-            Work(shard, one.generation, None if one.scope is None else np.array(one.scope, np.int64))
+            self._work(shard.number, one)
             for shard in self.plan.shards
             for one in self._segments(shard.number)
             if one.receipt is None
         ]
+
+    def pending(self, shard: int, generation: int) -> Work | None:
+        """One generation, if it counts and has no marker yet; None where nothing is to be done for it."""
+        if not 0 <= shard < len(self.plan.shards) or self.published(shard, generation):
+            return None
+        if generation or self.folder.exists(f"markers/{shard}.1.open.json"):
+            self._refresh()
+        for one in self._segments(shard):
+            if one.generation == generation and one.receipt is None:
+                return self._work(shard, one)
+        return None
 
     def published(self, shard: int, generation: int) -> bool:
         """Whether some attempt at this generation has a marker already."""
@@ -210,6 +221,10 @@ class Manifest:
 
     def _segments(self, shard: int) -> list[Segment]:
         return segments(shard, self._receipts, self._openings)
+
+    def _work(self, shard: int, segment: Segment) -> Work:
+        scope = None if segment.scope is None else np.array(segment.scope, np.int64)
+        return Work(self.plan.shards[shard], segment.generation, scope)
 
     def _reopen(self, why: Callable[[Receipt], str]) -> list[Opening]:
         """Open a generation for each one that counts and for which `why` gives a reason; the openings made.

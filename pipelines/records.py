@@ -21,6 +21,7 @@ REJECT_CODES = (
     "too-long",  # long_text: reject
     "not-finite",  # the model produced NaN or infinity
     "failed",  # the model raised on this row alone
+    "killed",  # every process died that ran this row alone
 )
 
 

@@ -1,0 +1,37 @@
+"""How much memory a checkpoint's weights take, from the headers of its safetensors files; the weights are not read.
+
+Format: https://huggingface.co/docs/safetensors: eight bytes, little endian, the length of the JSON header that follows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from .errors import ModelError
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of one parameter, whatever the checkpoint stores
+_MOST_HEADER = 100 << 20  # what the format itself allows
+
+
+def weight_bytes(folder: Path, precision: str) -> int:
+    """Bytes of all weights once loaded in `precision`. Raises ModelError for a file that is no safetensors file."""
+    return parameters(folder) * BYTES[precision]
+
+
+def parameters(folder: Path) -> int:
+    """Numbers in the checkpoint's safetensors files; 0 where it has none."""
+    return sum(_parameters(path) for path in sorted(folder.rglob("*.safetensors")))
+
+
+def _parameters(path: Path) -> int:
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _MOST_HEADER:
+            raise ModelError(f"{path} is not a safetensors file: its header would have {length:,} bytes")
+        try:
+            header = json.loads(file.read(length))
+            return sum(math.prod(one["shape"]) for name, one in header.items() if name != "__metadata__")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ModelError(f"{path} is not a safetensors file: {error}") from error

@@ -1,0 +1,68 @@
+"""The models that this process holds loaded, by recipe: least recently used ones go before a load that would not fit."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+from .. import adapters
+from ..config.errors import ModelError
+from ..config.recipe import Recipe
+from ..config.weights import weight_bytes
+from ..config.words import counted
+
+log = logging.getLogger(__name__)
+
+
+class Residents:
+    """Loaded models. Threads may ask at the same time; one model is loaded at a time."""
+
+    def __init__(
+        self,
+        device: str,
+        threads: int,
+        memory_bytes: int,
+        *,
+        loading: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        """memory_bytes: for weights; 0 is no limit. `loading` is told when a load begins (True) and ends (False)."""
+        self.device, self.threads = device, threads
+        self._memory, self._loading = memory_bytes, loading
+        self._lock = threading.Lock()
+        self._loaded: OrderedDict[str, tuple[adapters.Adapter, int]] = OrderedDict()  # recipe hash -> model, bytes
+
+    def get(self, recipe: Recipe, folder: Path) -> adapters.Adapter:
+        """The model of a recipe, loaded if it is not. Raises ModelError where it cannot be."""
+        with self._lock:
+            if found := self._loaded.get(recipe.hash):
+                self._loaded.move_to_end(recipe.hash)
+                return found[0]
+            needed = weight_bytes(folder, recipe.precision)
+            if self._memory and needed > self._memory:
+                raise ModelError(
+                    f"{folder} needs {needed:,} bytes in {recipe.precision}, this pool's models have {self._memory:,}: "
+                    "send it to a larger pool, or raise memory_bytes in pools.yaml"
+                )
+            self._make_room(needed)
+            began = time.monotonic()
+            self._loading(True)
+            try:
+                adapter = adapters.load(recipe, folder, device=self.device, threads=self.threads)
+            finally:
+                self._loading(False)
+            self._loaded[recipe.hash] = adapter, needed
+            log.info(
+                "loaded %s (recipe %s) in %.1f s; %s resident", folder, recipe.hash, time.monotonic() - began,
+                counted(len(self._loaded), "model"),
+            )  # fmt: skip
+            return adapter
+
+    def _make_room(self, needed: int) -> None:
+        """Let go of the least recently used; batches that still run hold theirs until they end."""
+        while self._memory and self._loaded and needed + sum(size for _, size in self._loaded.values()) > self._memory:
+            name, (_, size) = self._loaded.popitem(last=False)
+            log.info("let go of recipe %s (%s bytes)", name, f"{size:,}")

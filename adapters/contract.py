@@ -34,7 +34,7 @@ class Outputs:
 
 
 class Adapter(Protocol):
-    """A loaded model. `prepare` is called from one thread, `run` from up to `streams` others, all at the same time."""
+    """A loaded model. `prepare` may be called from several threads, `run` from up to `streams` others, all at the same time."""
 
     inputs: int  # how many text columns it takes: 1, or 2 for pairs
     fields: list[pa.Field]  # the result columns, without the user's prefix; metadata says how to undo a quantisation

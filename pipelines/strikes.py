@@ -7,12 +7,18 @@ is to be run in is decided here, purely; running them is not this module's matte
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import re
 import secrets
 from collections import Counter
+from collections.abc import Callable, Generator
 
+from ..config.errors import StopJob
 from .folder import Folder
+
+log = logging.getLogger(__name__)
 
 READING = "reading"
 BEGUN = "begun"  # from the first row on the device to the marker
@@ -66,30 +72,75 @@ class Struck:
 class Strikes:
     """One process's notes in one job's folder."""
 
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
-        self._who = secrets.token_hex(8)
+    def __init__(self, folder: Folder, who: str = "", living: Callable[[], set[str]] = set) -> None:
+        """`who`: this process's name, without dots, "" for a random one; `living` tells which processes live."""
+        self._folder, self._living = folder, living
+        self._who = who or secrets.token_hex(8)
 
     def left_by_others(self, shard: int, generation: int) -> Struck:
-        """What is there that is not ours."""
-        names = self._folder.names(_place(shard, generation))
-        steps = (name.rpartition(".") for name in names)
-        return Struck(Counter(step for step, _, who in steps if who != self._who))
+        """What is there that is not ours: of the dead, or of others who are at it at this moment."""
+        return Struck(Counter(step for step, who in self._notes(_place(shard, generation)) if who != self._who))
+
+    def deaths_while_loading(self, recipe: str) -> int:
+        """How many processes died while they loaded the model. Unlike a shard, many may load the same one: the living are left out."""
+        notes = self._notes(_loading(recipe))
+        living = self._living() if notes else set()
+        return sum(who not in living for _, who in notes)
+
+    @contextlib.contextmanager
+    def loading(self, recipe: str) -> Generator[None]:
+        """A note for as long as the block runs."""
+        with self._noted(f"{_loading(recipe)}/loading"):
+            yield
+
+    @contextlib.contextmanager
+    def noted(self, shard: int, generation: int, step: str) -> Generator[None]:
+        """A note for as long as the block runs."""
+        with self._noted(f"{_place(shard, generation)}/{step}"):
+            yield
 
     def note(self, shard: int, generation: int, step: str) -> None:
-        """Before the step. Raises StopJob."""
-        self._folder.leave(self._name(shard, generation, step), b'{"version":1}')
+        """Before the step."""
+        self._leave(f"{_place(shard, generation)}/{step}")
 
     def erase(self, shard: int, generation: int, step: str) -> None:
         """After it."""
-        self._folder.delete(self._name(shard, generation, step))
+        self._delete(f"{_place(shard, generation)}/{step}.{self._who}")
 
     def clear(self, shard: int, generation: int) -> None:
         """The shard has its marker: nobody needs to know any more."""
-        self._folder.delete(_place(shard, generation))
+        self._delete(_place(shard, generation))
 
-    def _name(self, shard: int, generation: int, step: str) -> str:
-        return f"{_place(shard, generation)}/{step}.{self._who}"
+    def forgive_loading(self, recipe: str) -> None:
+        """Whatever killed them was mended."""
+        self._delete(_loading(recipe))
+
+    @contextlib.contextmanager
+    def _noted(self, name: str) -> Generator[None]:
+        self._leave(name)
+        try:
+            yield
+        finally:
+            self._delete(f"{name}.{self._who}")
+
+    # A store that takes no notes at the moment is no reason to stop: whether the work counts is decided at its marker.
+
+    def _leave(self, name: str) -> None:
+        try:
+            self._folder.leave(f"{name}.{self._who}", b'{"version":1}')
+        except StopJob as error:
+            log.warning("a shard runs without its note: %s", error)
+
+    def _delete(self, name: str) -> None:
+        try:
+            self._folder.delete(name)
+        except (StopJob, OSError) as error:
+            log.warning("a note stays behind, and the shard may run alone for it: %s", error)
+
+    def _notes(self, place: str) -> list[tuple[str, str]]:
+        """(step, who) of each note."""
+        found = (name.rpartition(".") for name in self._folder.names(place))
+        return [(step, who) for step, _, who in found]
 
 
 def step_of(piece: Range) -> str:
@@ -104,3 +155,7 @@ def _range(step: str) -> Range | None:
 
 def _place(shard: int, generation: int) -> str:
     return f"strikes/{shard}.{generation}"
+
+
+def _loading(recipe: str) -> str:
+    return f"strikes/loading-{recipe}"

@@ -69,6 +69,7 @@ class Task:
     def __init__(self, number, adapter, read):
         self.work, self.adapter = Work(Shard(number, 0, 0, 0), 0, None), adapter
         self.read = lambda: read(self.work)
+        self.begin = lambda: None
 
 
 def run_engine(shards, *, budget=16, window=64, stop=None, adapter=None):

@@ -23,6 +23,7 @@ from ..adapters.contract import Outputs
 from ..config.errors import ShardError, StopJob
 from ..pipelines.records import Rows
 from .gauges import Gauges
+from .packer import pack
 from .parts import Chosen, Items, Part, ShardInFlight, Task, cost_of, halves, split_outputs
 from .shares import Shares
 from .stages import Ahead, Clock
@@ -36,6 +37,9 @@ BATCHES_AHEAD = 2  # of each stream, the running one included: none waits for a 
 # Items that fail one after the other, none succeeding between: the model is to blame, not the rows.
 HOPELESS = 8  # the model raised, on each alone
 HOPELESS_RESULTS = 1024  # the result is not finite: some texts overflow float16, and long ones go first
+
+
+Outcome = tuple[list[Chosen], Outputs | Exception]  # an exception is of a single item
 
 
 class Requests(Protocol):
@@ -67,7 +71,7 @@ class Batch:
     chosen: list[Chosen]
     cost: int
     clock: Clock = dataclasses.field(default_factory=Clock)
-    outcomes: list[tuple[list[Chosen], Outputs | Exception]] = dataclasses.field(default_factory=list)
+    outcomes: list[Outcome] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(slots=True)
@@ -104,6 +108,15 @@ class Engine:
             finally:
                 rows.close()  # the chain is closed from its source on
                 device.shutdown(wait=False, cancel_futures=True)
+
+    def alone(self, items: Items) -> int:
+        """Run prepared items in this thread with nothing beside them, while `shards` is not running; how many the model raised on."""
+        for batch in pack(items.prepared.costs, self.budget):
+            with self.gauges.run:
+                outcomes = self._attempt([(items, batch)])
+            _share_out(outcomes)
+            self.on_batch()
+        return sum(code == "failed" for code, _ in items.failed.values())
 
     # -- stages, each in a thread of its own
 
@@ -155,7 +168,7 @@ class Engine:
             batch.outcomes = self._attempt(batch.chosen)
         return batch
 
-    def _attempt(self, chosen: list[Chosen]) -> list[tuple[list[Chosen], Outputs | Exception]]:
+    def _attempt(self, chosen: list[Chosen]) -> list[Outcome]:
         """Run the items; on an error halve them, down to the one that is to blame."""
         adapter = chosen[0][0].adapter
         try:
@@ -219,12 +232,7 @@ class Engine:
     def _hand_out(self, batch: Batch) -> None:
         self._check_hopeless(batch)
         with self.gauges.hand_out:
-            for chosen, outcome in batch.outcomes:
-                if isinstance(outcome, Outputs):
-                    split_outputs(chosen, outcome)
-                else:
-                    part, items = chosen[0]
-                    part.fail(int(items[0]), "failed", f"{type(outcome).__name__}: {outcome}")
+            _share_out(batch.outcomes)
         offered = max(batch.cost, self.budget)
         self.gauges.count(batch.clock, batch.cost, offered)
         of_shards = 0.0
@@ -258,3 +266,12 @@ class Engine:
         if self.unusable >= HOPELESS_RESULTS:
             detail = bad[0] if bad else f"{type(raised[0]).__name__}: {raised[0]}"
             raise StopJob(f"no result of {self.unusable:,} rows in a row can be used: {detail}")
+
+
+def _share_out(outcomes: list[Outcome]) -> None:
+    for chosen, outcome in outcomes:
+        if isinstance(outcome, Outputs):
+            split_outputs(chosen, outcome)
+        else:
+            part, items = chosen[0]
+            part.fail(int(items[0]), "failed", f"{type(outcome).__name__}: {outcome}")

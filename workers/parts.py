@@ -34,6 +34,10 @@ class Task(Protocol):
         """Raises ShardError."""
         ...
 
+    def begin(self) -> None:
+        """Told before the first of its rows is on the device."""
+        ...
+
 
 @dataclasses.dataclass(slots=True)
 class Items:
@@ -88,6 +92,12 @@ class ShardInFlight:
     @property
     def work(self) -> Work:
         return self.task.work
+
+    def begin(self) -> None:
+        """Its first rows go to the device."""
+        if not self.started:
+            self.task.begin()
+            self.started = True
 
 
 Chosen = tuple[Items, np.ndarray]  # some items (int64) of one owner

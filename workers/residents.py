@@ -13,7 +13,6 @@ from .. import adapters
 from ..config.errors import ModelError
 from ..config.recipe import Recipe
 from ..config.weights import weight_bytes
-from ..config.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +31,21 @@ class Residents:
         """memory_bytes: for weights; 0 is no limit. `loading` is told when a load begins (True) and ends (False)."""
         self.device, self.threads = device, threads
         self._memory, self._loading = memory_bytes, loading
-        self._lock = threading.Lock()
+        self._lock, self._one_load = threading.Lock(), threading.Lock()
         self._loaded: OrderedDict[str, tuple[adapters.Adapter, int]] = OrderedDict()  # recipe hash -> model, bytes
 
-    def get(self, recipe: Recipe, folder: Path) -> adapters.Adapter:
-        """The model of a recipe, loaded if it is not. Raises ModelError where it cannot be."""
+    def at_hand(self, recipe: Recipe) -> adapters.Adapter | None:
+        """The model of a recipe if it is loaded."""
         with self._lock:
             if found := self._loaded.get(recipe.hash):
                 self._loaded.move_to_end(recipe.hash)
-                return found[0]
+            return found and found[0]
+
+    def get(self, recipe: Recipe, folder: Path) -> adapters.Adapter:
+        """The model of a recipe, loaded if it is not. Raises ModelError where it cannot be."""
+        with self._one_load:
+            if (found := self.at_hand(recipe)) is not None:
+                return found
             needed = weight_bytes(folder, recipe.precision)
             if self._memory and needed > self._memory:
                 raise ModelError(
@@ -54,15 +59,16 @@ class Residents:
                 adapter = adapters.load(recipe, folder, device=self.device, threads=self.threads)
             finally:
                 self._loading(False)
-            self._loaded[recipe.hash] = adapter, needed
-            log.info(
-                "loaded %s (recipe %s) in %.1f s; %s resident", folder, recipe.hash, time.monotonic() - began,
-                counted(len(self._loaded), "model"),
-            )  # fmt: skip
+            with self._lock:
+                self._loaded[recipe.hash] = adapter, needed
+            log.info("loaded %s (recipe %s) in %.1f s", folder, recipe.hash, time.monotonic() - began)
             return adapter
 
     def _make_room(self, needed: int) -> None:
         """Let go of the least recently used; batches that still run hold theirs until they end."""
-        while self._memory and self._loaded and needed + sum(size for _, size in self._loaded.values()) > self._memory:
-            name, (_, size) = self._loaded.popitem(last=False)
-            log.info("let go of recipe %s (%s bytes)", name, f"{size:,}")
+        with self._lock:
+            while (
+                self._memory and self._loaded and needed + sum(size for _, size in self._loaded.values()) > self._memory
+            ):
+                name, (_, size) = self._loaded.popitem(last=False)
+                log.info("let go of recipe %s (%s bytes)", name, f"{size:,}")

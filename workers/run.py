@@ -218,3 +218,6 @@ class _Task:
 
     def read(self) -> Iterator[Rows]:
         return self.job.read(self.work)
+
+    def begin(self) -> None:
+        pass

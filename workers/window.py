@@ -33,7 +33,7 @@ class Window:
     def of(cls, group: list[ShardInFlight | Part], budget: int) -> Window:
         parts = [one for one in group if isinstance(one, Part) and not one.shard.failure]
         for part in parts:
-            part.shard.started = True
+            part.shard.begin()
         counts = [len(part.prepared.costs) for part in parts]
         costs = np.concatenate([np.empty(0, np.int64), *(part.prepared.costs for part in parts)])
         ends = [one for one in group if isinstance(one, ShardInFlight)]

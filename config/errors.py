@@ -11,6 +11,11 @@
   + StopJob                   the whole run stops, what is published stays, the same command resumes; exit code 3
     - TooManyRejects          more rows were rejected than the policy lets pass
     - TableChanged            the table was dropped, restored or re-made under the job
+  + BadMessage                a message that no worker can understand; it goes to the dead letters
+  + RequestError              a request of an application, as its client sees it
+    - RequestFailed           the worker refused or failed the whole request; says so in the worker's words
+    - RequestTimeout          no answer in time; what nobody awaits is dropped, so asking again is safe
+    - RowsFailed              some items failed; carries the results of the others
 
 Rows that fail are not exceptions: they are `Reject`s (pipelines/records.py).
 """
@@ -65,6 +70,14 @@ class TooManyRejects(StopJob):
 
 class TableChanged(StopJob):
     pass
+
+
+class BadMessage(LadingError):
+    """`id` is the message's task id, "" if it could not be read: whoever awaits that id can be told."""
+
+    def __init__(self, reason: str, id: str = "") -> None:
+        super().__init__(reason)
+        self.id = id
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

@@ -11,6 +11,8 @@
   + StopJob                   the whole run stops, what is published stays, the same command resumes; exit code 3
     - TooManyRejects          more rows were rejected than the policy lets pass
     - TableChanged            the table was dropped, restored or re-made under the job
+  + BrokerError               the broker cannot be reached, or refuses; what it holds stays, try again; exit code 3
+    - QueueFull               it takes no more messages for now
 
 Rows that fail are not exceptions: they are `Reject`s (pipelines/records.py).
 """
@@ -64,6 +66,14 @@ class TooManyRejects(StopJob):
 
 
 class TableChanged(StopJob):
+    pass
+
+
+class BrokerError(LadingError):
+    exit_code = 3
+
+
+class QueueFull(BrokerError):
     pass
 
 

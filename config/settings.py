@@ -35,6 +35,8 @@ class Settings:
     fold_interval_s: float
     cache_dir: Path
     offline: bool
+    broker_url: str
+    lease_s: float
 
     def batch_tokens(self, device: str) -> int:
         """The token budget of a batch on `device` (`cpu`, `cuda`, `cuda:0`)."""
@@ -113,7 +115,7 @@ def _checked(value: object, key: str, default: object, where: str) -> Any:
         wanted = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
         raise UsageError(f"{where}: {key}: expected {wanted[type(default).__name__]}, found {value!r}")
     if isinstance(value, int | float) and not isinstance(value, bool):
-        least = 1 if key.startswith("batch_tokens") else 0
+        least = 1 if key.startswith(("batch_tokens", "lease")) else 0
         if not math.isfinite(value) or value < least:
             raise UsageError(f"{where}: {key}: must be at least {least}, found {value!r}")
     return value

@@ -1,1 +1,1 @@
-"""Who runs where and when. Will be the only home of Celery and Redis; a local run needs none of it. No torch."""
+"""Who runs where and when. The only home of Celery and Redis; a local run needs none of it. No torch."""

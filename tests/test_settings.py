@@ -37,9 +37,9 @@ def test_environment_over_folder_over_defaults(tmp_path: Path):
 def test_environment_is_read_by_type():
     """Variables are text and become the type of their setting; every one of them can be set."""
     given = {"batch_tokens_cpu": "1", "batch_tokens_cuda": "2", "window_tokens": "3", "threads": "4"}
-    given |= {"fold_interval_s": "0.5", "cache_dir": "/c", "offline": "TRUE"}
+    given |= {"fold_interval_s": "0.5", "cache_dir": "/c", "offline": "TRUE", "broker_url": "redis://q", "lease_s": "9"}
     found = settings.load({f"LADING_{key.upper()}": value for key, value in given.items()})
-    assert dataclasses.astuple(found) == (1, 2, 3, 4, 0.5, Path("/c"), True)
+    assert dataclasses.astuple(found) == (1, 2, 3, 4, 0.5, Path("/c"), True, "redis://q", 9.0)
     assert settings.load({"XDG_CACHE_HOME": "/x"}).cache_dir == Path("/x/lading")
 
 

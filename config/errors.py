@@ -13,6 +13,11 @@
     - TableChanged            the table was dropped, restored or re-made under the job
   + BrokerError               the broker cannot be reached, or refuses; what it holds stays, try again; exit code 3
     - QueueFull               it takes no more messages for now
+  + BadMessage                a message that no worker can understand; it goes to the dead letters
+  + RequestError              a request of an application, as its client sees it
+    - RequestFailed           the worker refused or failed the whole request; says so in the worker's words
+    - RequestTimeout          no answer in time; what nobody awaits is dropped, so asking again is safe
+    - RowsFailed              some items failed; carries the results of the others
 
 Rows that fail are not exceptions: they are `Reject`s (pipelines/records.py).
 """
@@ -75,6 +80,14 @@ class BrokerError(LadingError):
 
 class QueueFull(BrokerError):
     pass
+
+
+class BadMessage(LadingError):
+    """`id` is the message's task id, "" if it could not be read: whoever awaits that id can be told."""
+
+    def __init__(self, reason: str, id: str = "") -> None:
+        super().__init__(reason)
+        self.id = id
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

@@ -19,6 +19,7 @@ from .errors import UsageError, nearest
 from .strict_yaml import load_mapping, parse_mapping
 
 FILE = "settings.yaml"
+FILES = (FILE, "pools.yaml")  # that may lie in LADING_CONFIG_DIR
 WINDOW_BATCHES = 16  # batches' worth of tokens sorted together unless window_tokens says otherwise
 # LADING_ variables that are read elsewhere and are not settings; a test compares the list with the code.
 _NOT_SETTINGS = ("LADING_ATTENTION", "LADING_CONFIG_DIR", "LADING_DEBUG", "LADING_FAILPOINT", "LADING_LINEAR")
@@ -37,6 +38,12 @@ class Settings:
     offline: bool
     broker_url: str
     lease_s: float
+    jobs: str  # absolute path or fsspec URL
+    sweep_interval_s: float
+    grace_s: float
+    result_ttl_s: int
+    max_waiting_requests: int
+    roots: str  # config/roots.py reads it
 
     def batch_tokens(self, device: str) -> int:
         """The token budget of a batch on `device` (`cpu`, `cuda`, `cuda:0`)."""
@@ -53,25 +60,40 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     values |= _from_folder(environ.get("LADING_CONFIG_DIR", ""), values)
     values |= _from_environment(environ, values)
     values["cache_dir"] = _cache_dir(values["cache_dir"], environ)
+    values["jobs"] = _jobs(values["jobs"], environ)
     return Settings(**values)
 
 
-def _packaged() -> dict[str, Any]:
-    text = importlib.resources.files("lading.config").joinpath("defaults.yaml").read_text(encoding="utf-8")
-    return parse_mapping(text, "defaults.yaml", UsageError)
+def layered_file(name: str, environ: Mapping[str, str] = os.environ) -> tuple[dict[Any, Any], str]:
+    """A configuration file that LADING_CONFIG_DIR may have in place of the packaged one: its content, and its name for messages."""
+    path = _in_folder(environ.get("LADING_CONFIG_DIR", ""), name)
+    return (load_mapping(path, UsageError), str(path)) if path else (_packaged(name), name)
+
+
+def _packaged(name: str = "defaults.yaml") -> dict[Any, Any]:
+    text = importlib.resources.files("lading.config").joinpath(name).read_text(encoding="utf-8")
+    return parse_mapping(text, name, UsageError)
+
+
+def _in_folder(folder: str, name: str) -> Path | None:
+    """A file of LADING_CONFIG_DIR, None if it is not there. Raises UsageError for a folder that holds none that is ours."""
+    if not folder:
+        return None
+    if not os.path.isdir(folder):
+        raise UsageError(f"LADING_CONFIG_DIR: {folder} is not a folder")
+    names = sorted(os.listdir(folder))
+    for other in names:
+        if other not in FILES and other.lower().endswith((".yaml", ".yml")) and not other.startswith("."):
+            raise UsageError(f"{os.path.join(folder, other)}: not a file Lading reads{nearest(other, FILES)}")
+    if not set(names) & set(FILES):
+        raise UsageError(f"LADING_CONFIG_DIR: {folder} has neither {' nor '.join(FILES)}")
+    return Path(folder, name) if name in names else None
 
 
 def _from_folder(folder: str, defaults: dict[str, Any]) -> dict[str, Any]:
-    if not folder:
+    path = _in_folder(folder, FILE)
+    if path is None:
         return {}
-    if not os.path.isdir(folder):
-        raise UsageError(f"LADING_CONFIG_DIR: {folder} is not a folder")
-    for name in sorted(os.listdir(folder)):
-        if name != FILE and name.lower().endswith((".yaml", ".yml")) and not name.startswith("."):
-            raise UsageError(f"{os.path.join(folder, name)}: not a file Lading reads; did you mean {FILE!r}?")
-    path = Path(folder, FILE)
-    if not path.exists():
-        raise UsageError(f"LADING_CONFIG_DIR: {folder} has no {FILE}")
     found = load_mapping(path, UsageError)
     for key, value in found.items():
         if key not in defaults:
@@ -126,3 +148,10 @@ def _cache_dir(named: str, environ: Mapping[str, str]) -> Path:
         return Path(named).expanduser()
     home = environ.get("XDG_CACHE_HOME")
     return Path(home, "lading") if home else Path("~/.cache/lading").expanduser()
+
+
+def _jobs(named: str, environ: Mapping[str, str]) -> str:
+    if "://" in named:
+        return named.rstrip("/")
+    home = environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return os.path.abspath(os.path.expanduser(named or os.path.join(home, "lading", "jobs")))

@@ -38,7 +38,7 @@ class Member:
     count: int
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(slots=True, kw_only=True)
 class Group(Items):
     """Requests of one recipe that were pulled together."""
 

@@ -191,7 +191,8 @@ class RequestLane:
             members.append(Member(lease, message, len(inputs), len(request.inputs)))
             inputs.extend(request.inputs)  # pyright: ignore[reportArgumentType]
         prepared = adapter.prepare(_columns(inputs, adapter.inputs))
-        group = Group(adapter, prepared, len(prepared.costs), recipe, members, Packing(prepared.costs, self._budget))
+        packing = Packing(prepared.costs, self._budget)
+        group = Group(adapter, prepared, len(prepared.costs), recipe=recipe, members=members, packing=packing)
         if not group.missing:
             self._answers.give(group)
             return None

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ..config.recipe import Recipe
 from .contract import Adapter, Outputs, Prepared
-from .devices import check_device
+from .devices import check_device, streams
 
-__all__ = ["Adapter", "Outputs", "Prepared", "check_device", "load"]
+__all__ = ["Adapter", "Outputs", "Prepared", "check_device", "load", "streams"]
 
 # Task of a recipe -> module and class. Imported when asked for, so that importing this package needs no torch.
 ADAPTERS = {

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 from importlib.util import find_spec
 
 from ..config.errors import UsageError
 
 NEEDED = ("torch", "transformers")  # of lading[worker]; the other packages come with these
+
+
+def streams(device: str, threads: int) -> int:
+    """Batches that a model runs best at once on a device: on a CPU one a thread, of which 0 asks for what OMP_NUM_THREADS
+    allows, else for every core that this process may use."""
+    if device != "cpu":
+        return 1
+    return threads or int((os.environ.get("OMP_NUM_THREADS") or "0").split(",")[0]) or len(os.sched_getaffinity(0))
 
 
 def check_device(name: str) -> None:
@@ -21,9 +30,14 @@ def check_device(name: str) -> None:
         if find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
     if name.startswith("cuda"):
-        from torch import cuda
-
         number = int(name.partition(":")[2] or 0)
-        if number >= (count := cuda.device_count() if cuda.is_available() else 0):
-            seen = f"only CUDA devices up to cuda:{count - 1}" if count else "no CUDA device"
+        if number >= (there := count()):
+            seen = f"only CUDA devices up to cuda:{there - 1}" if there else "no CUDA device"
             raise UsageError(f"device {name} was asked for, but torch sees {seen}: use cpu or auto")
+
+
+def count() -> int:
+    """How many CUDA devices this process sees."""
+    from torch import cuda
+
+    return cuda.device_count() if cuda.is_available() else 0

@@ -10,7 +10,6 @@ import dataclasses
 import inspect
 import json
 import logging
-import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from ..config.recipe import Recipe
 from . import attention, linear
 from .attention import IMPLEMENTATION, Segments, attending, segments_in_flight
 from .contract import Prepared
+from .devices import streams
 from .tokens import Ragged, concatenate
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class PackedModel:
         if self.device.type == "cpu":
             # Two threads in one batch wait for each other at the end of every layer: two batches side by side were 12 %
             # faster (MiniLM, Zen 4), and on a core that others use too, one batch is late and not both.
-            self.streams = threads or _cores()
+            self.streams = streams("cpu", threads)
             torch.set_num_threads(1)
         self.model = load_model(folder, auto_class, dtype)
         self.model.to(device=self.device)  # pyright: ignore[reportCallIssue]
@@ -230,11 +230,6 @@ def _device(wanted: str) -> torch.device:
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(wanted)
-
-
-def _cores() -> int:
-    """The threads that OMP_NUM_THREADS allows, else every core this process may use."""
-    return int((os.environ.get("OMP_NUM_THREADS") or "0").split(",")[0]) or len(os.sched_getaffinity(0))
 
 
 @contextlib.contextmanager

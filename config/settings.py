@@ -38,10 +38,12 @@ class Settings:
     offline: bool
     broker_url: str
     lease_s: float
-    max_waiting_requests: int
-    result_ttl_s: int
     jobs: str  # absolute path or fsspec URL
     sweep_interval_s: float
+    grace_s: float
+    result_ttl_s: int
+    max_waiting_requests: int
+    roots: str  # config/roots.py reads it
 
     def batch_tokens(self, device: str) -> int:
         """The token budget of a batch on `device` (`cpu`, `cuda`, `cuda:0`)."""

@@ -89,6 +89,11 @@ class Rows:
         """Input rows covered: good and bad."""
         return self.batch.num_rows + len(self.bad)
 
+    @property
+    def all_ordinals(self) -> np.ndarray:
+        """int64, of good and bad rows, sorted."""
+        return np.sort(np.concatenate([self.ordinals, np.array([one.ordinal for one in self.bad], np.int64)]))
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Receipt:

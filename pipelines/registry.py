@@ -10,13 +10,14 @@ import dataclasses
 import difflib
 import json
 import re
-import time
 from typing import Any
 
 from ..config.errors import LadingError, UsageError
 from .folder import Folder, open_folder
+from .open_job import Job, open_job
 from .output import Output, output_paths
 from .plan import check_version
+from .spec import JobSpec
 
 ENTRY_VERSION = 1
 OPEN, CLOSED = "open", "closed"
@@ -33,13 +34,28 @@ class Entry:
     pool: str
     recipe: str  # its hash
     priority: int
-    created: float  # Unix time of the first submission
+    created: float  # Unix time of the last submission
+    max_rejects: int | None = None  # as last submitted: the plan keeps the first
     version: int = ENTRY_VERSION
 
     @property
     def place(self) -> Output:
         """The places of its output. Raises OutputError."""
         return output_paths(self.output)
+
+    def open(self) -> Job:
+        """The job, entered and ready to work on, with the limit of the last submission. Raises OutputError, TableChanged, StopJob."""
+        job = open_job(self.place, self.job)
+        job.spec = self.limited(job.spec)
+        return job
+
+    def limited(self, spec: JobSpec) -> JobSpec:
+        """The job's spec with what the last submission said of its limits, which are no part of its identity."""
+        return dataclasses.replace(spec, policy=dataclasses.replace(spec.policy, max_rejects=self.max_rejects))
+
+
+class UnknownJob(UsageError):
+    """Nothing of that name was submitted here."""
 
 
 class Registry:
@@ -58,10 +74,10 @@ class Registry:
         self._folder.delete(_name(CLOSED, entry.job))
 
     def find(self, job: str) -> Entry:
-        """Raises UsageError, with the nearest ids, for a job that was never submitted here."""
+        """Raises UnknownJob, with the nearest ids, for a job that was never submitted here."""
         entry = self.get(job)
         if entry is None:
-            raise UsageError(f"no job {job} is registered in {self.root} (LADING_JOBS){self._hint(job)}")
+            raise UnknownJob(f"no job {job} is registered in {self.root} (LADING_JOBS){self._hint(job)}")
         return entry
 
     def get(self, job: str) -> Entry | None:
@@ -117,11 +133,6 @@ class Registry:
             return f"; did you mean {close[0]!r}?"
         shown = ", ".join(sorted(set(names))[:MOST_SHOWN]) + (", ..." if len(set(names)) > MOST_SHOWN else "")
         return f"; its jobs: {shown or 'none'}"
-
-
-def entry_of(job: str, output: Output, *, pool: str, recipe: str, priority: int) -> Entry:
-    """A new entry, as of now."""
-    return Entry(job=job, output=output.url, pool=pool, recipe=recipe, priority=priority, created=time.time())
 
 
 def _name(state: str, job: str) -> str:

@@ -78,6 +78,15 @@ class Broker:
         """How many workers have lately said that they live."""
         return self.run(scripts.WORKERS, [workers_key(pool)], ALIVE_S)
 
+    def living(self, pool: str) -> set[str]:
+        """The names of those workers."""
+        return {name.decode() for name in self.run(scripts.LIVING, [workers_key(pool)], ALIVE_S)}
+
+    def turn(self, name: str, seconds: float) -> bool:
+        """Whether it is the caller's turn at something that one process at a time should do, for so long. Saves work, promises nothing."""
+        with translated(self.url):
+            return bool(self.client.set(name, 1, nx=True, px=max(round(seconds * 1000), 1)))
+
     def close(self) -> None:
         self.client.close()
 

@@ -179,3 +179,6 @@ redis.call('ZADD', KEYS[1], now, ARGV[1])
 
 # KEYS: workers of a pool. ARGV: seconds.
 WORKERS = _NOW + "return redis.call('ZCOUNT', KEYS[1], now - tonumber(ARGV[1]), '+inf')"
+
+# The same.
+LIVING = _NOW + "return redis.call('ZRANGEBYSCORE', KEYS[1], now - tonumber(ARGV[1]), '+inf')"

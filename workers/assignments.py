@@ -1,0 +1,163 @@
+"""From a leased message to a shard that this worker can do: whose job it is, whether it is still to be done, and with which model.
+
+Owns what the worker knows of jobs. A message names a job by its id alone; where that lies is looked up in the registry that this
+worker trusts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable, Iterator
+
+from ..adapters import Adapter
+from ..config.errors import BadMessage, LadingError, ModelError, ShardError
+from ..pipelines.job import resolve_step
+from ..pipelines.manifest import Work
+from ..pipelines.open_job import Job, open_job
+from ..pipelines.output import output_paths
+from ..pipelines.records import Rows
+from ..pipelines.registry import Registry, UnknownJob
+from ..pipelines.strikes import BEGUN, DEATHS, READING, Strikes, Struck
+from ..schedulers.messages import ShardPointer, decode
+from ..schedulers.queues import Lease, Queue
+from .leases import Leases
+from .residents import Residents
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(slots=True)
+class OpenJob:
+    """A job that this worker has messages of."""
+
+    job: Job  # for the thread that writes
+    folding: (
+        Job  # the same, for the thread that folds: a sink remembers what it saw of its table, each in its own order
+    )
+    strikes: Strikes
+    residents: Residents
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    unfolded: int = 0  # shards that this process published since the last fold
+
+    def adapter(self) -> Adapter:
+        """Raises ShardError where this worker cannot have the model, or processes died again and again that loaded it."""
+        recipe = self.job.recipe
+        try:
+            if (found := self.residents.at_hand(recipe)) is not None:
+                return found
+            if self.strikes.deaths_while_loading(recipe.hash) >= DEATHS:
+                raise ShardError(
+                    f"{DEATHS} processes died while they loaded the model of recipe {recipe.hash}; see why, then lading retry {self.job.id}"
+                )
+            checkpoint, ours = resolve_step(self.job.spec.steps[0], self.job.spec)
+            if ours.hash != recipe.hash:
+                raise ShardError(
+                    f"the job's recipe is {recipe.hash}, the checkpoint that this worker finds gives {ours.hash}: put the same one there"
+                )
+            with self.strikes.loading(recipe.hash):
+                return self.residents.get(recipe, checkpoint.folder)
+        except ModelError as error:
+            raise ShardError(str(error)) from error
+
+
+@dataclasses.dataclass(slots=True)
+class Assignment:
+    """A shard to do, with the lease on its message. See parts.Task."""
+
+    lease: Lease
+    of: OpenJob
+    work: Work
+    struck: Struck
+    beat: Callable[[], None]
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.work.shard.number, self.work.generation
+
+    @property
+    def texts(self) -> list[str]:
+        return self.of.job.texts
+
+    @property
+    def adapter(self) -> Adapter:
+        return self.of.adapter()
+
+    def read(self) -> Iterator[Rows]:
+        """The rows, noted while they are read."""
+        with self.of.strikes.noted(*self.place, READING):
+            for rows in self.of.job.read(self.work):
+                self.beat()
+                yield rows
+
+    def begin(self) -> None:
+        """The first of the rows goes to the device."""
+        self.of.strikes.note(*self.place, BEGUN)
+
+    def give_up(self) -> None:
+        """In good order: nothing happened."""
+        for step in (READING, BEGUN):
+            self.of.strikes.erase(*self.place, step)
+
+
+class Desk:
+    """Turns leases into assignments, and settles those that ask for nothing. Called from one thread."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        leases: Leases,
+        registry: Registry,
+        residents: Residents,
+        who: str,
+        living: Callable[[], set[str]],
+    ) -> None:
+        self.queue, self.leases, self.residents = queue, leases, residents
+        self.registry, self.who, self.living = registry, who, living
+        self._open: dict[str, OpenJob] = {}
+
+    def jobs(self) -> list[OpenJob]:
+        return list(self._open.values())
+
+    def close(self, job: str) -> None:
+        """It is over."""
+        self._open.pop(job, None)
+
+    def accept(self, lease: Lease) -> Assignment | None:
+        """What the message asks for, or None where nothing is to be done for it any more; then the lease is settled."""
+        try:
+            pointer = decode(lease.raw).body
+            if not isinstance(pointer, ShardPointer):
+                raise BadMessage("a request, in the queue of shards")
+            opened = self._job(pointer)
+            return self._assignment(lease, opened, pointer)
+        except (BadMessage, UnknownJob) as error:
+            self.leases.bury(self.queue, lease, str(error))
+        except LadingError as error:
+            # Not the message's fault, and perhaps not for long: it comes back when the lease has run out.
+            log.error("job %s: %s", pointer.job if isinstance(pointer, ShardPointer) else "", error)  # pyright: ignore
+            self.leases.forget(self.queue, [lease])
+        return None
+
+    def _job(self, pointer: ShardPointer) -> OpenJob:
+        opened = self._open.get(pointer.job)
+        if opened is None:
+            entry = self.registry.find(pointer.job)
+            job, folding = (open_job(output_paths(entry.output), entry.job) for _ in range(2))
+            strikes = Strikes(job.manifest.folder, self.who, self.living)
+            opened = self._open[pointer.job] = OpenJob(job, folding, strikes, self.residents)
+        if pointer.recipe != opened.job.recipe.hash:
+            raise BadMessage(f"names recipe {pointer.recipe}, job {pointer.job} has {opened.job.recipe.hash}")
+        return opened
+
+    def _assignment(self, lease: Lease, opened: OpenJob, pointer: ShardPointer) -> Assignment | None:
+        job = opened.job
+        over = job.cancelled() or job.too_many(opened.folding.rejected) or job.manifest.closed() is not None
+        work = None if over else job.manifest.pending(pointer.shard, pointer.generation)
+        if work is None:
+            opened.strikes.clear(pointer.shard, pointer.generation)
+            self.leases.done(self.queue, [lease])
+            return None
+        struck = opened.strikes.left_by_others(pointer.shard, pointer.generation)
+        return Assignment(lease, opened, work, struck, self.leases.beat)

@@ -1,0 +1,83 @@
+"""The leases that this process holds, renewed as long as its work makes progress: a worker that hangs loses them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+
+from ..config.errors import BrokerError
+from ..schedulers.queues import Lease, Queue
+
+log = logging.getLogger(__name__)
+
+RENEWALS = 4  # within one lease: three may fail
+
+
+class Leases:
+    """Held leases of both queues of a pool. Threads share one."""
+
+    def __init__(self, lease_s: float) -> None:
+        self.lease_s = lease_s
+        self._lock = threading.Lock()
+        self._held: dict[tuple[Queue, Lease], None] = {}
+        self._beats = self._seen = 0
+        self._loading = 0
+
+    def beat(self) -> None:
+        """Something moved: rows were read, a batch ended, a shard was written."""
+        self._beats += 1
+
+    def loading(self, begins: bool) -> None:
+        """While a model is loaded nothing moves that could be counted: it counts as progress itself."""
+        with self._lock:
+            self._loading += 1 if begins else -1
+
+    def hold(self, queue: Queue, leases: Iterable[Lease]) -> None:
+        with self._lock:
+            self._held.update(((queue, one), None) for one in leases)
+
+    def forget(self, queue: Queue, leases: Iterable[Lease]) -> None:
+        """They are done with, or are to run out: not renewed any more."""
+        with self._lock:
+            for one in leases:
+                self._held.pop((queue, one), None)
+
+    def held(self, queue: Queue) -> list[Lease]:
+        with self._lock:
+            return [lease for of, lease in self._held if of is queue]
+
+    def done(self, queue: Queue, leases: list[Lease]) -> None:
+        """Acknowledge. An outage of the broker is no reason to wait: what runs out comes back, and is found done."""
+        self._tell(queue, leases, queue.ack, "acknowledge")
+
+    def release(self, queue: Queue, leases: list[Lease]) -> None:
+        """Give back in good order."""
+        self._tell(queue, leases, queue.release, "give back")
+
+    def bury(self, queue: Queue, lease: Lease, reason: str) -> None:
+        """Move a message that nobody can do to the dead letters."""
+        log.warning("%s: a message goes to the dead letters: %s", queue.name, reason)
+        self._tell(queue, [lease], lambda leases: int(queue.bury(leases[0], reason)), "bury")
+
+    def renew(self, queues: Iterable[Queue]) -> None:
+        """To be called RENEWALS times within a lease: renews if anything moved since the last time. Raises BrokerError."""
+        moved, self._seen = self._beats != self._seen or self._loading > 0, self._beats
+        for queue in queues if moved else ():
+            queue.renew(self.held(queue))
+
+    def _tell(self, queue: Queue, leases: list[Lease], call: Callable[[list[Lease]], int], what: str) -> None:
+        self.forget(queue, leases)
+        try:
+            if (ours := call(leases)) < len(leases):
+                log.info(
+                    "%s: %d of %d leases had run out when they were to be %sd",
+                    queue.name,
+                    len(leases) - ours,
+                    len(leases),
+                    what,
+                )
+        except BrokerError as error:
+            log.warning(
+                "%s: could not %s %d leases, which will run out instead: %s", queue.name, what, len(leases), error
+            )

@@ -1,0 +1,65 @@
+"""Which model a request means: its recipe, settled from the checkpoint's files and remembered for a while, and the loaded model."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..adapters import Adapter
+from ..config.checkpoint import locate, resolve
+from ..config.errors import ModelError, UsageError
+from ..config.recipe import Recipe
+from ..config.roots import check_under
+from ..schedulers.bodies import RequestOptions
+from .residents import Residents
+
+REMEMBERED_S = 60.0  # a checkpoint that is changed in its folder is seen after so long
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Settled:
+    recipe: Recipe
+    folder: Path
+    at: float
+
+
+class RequestedModels:
+    """From what a request names to a model. `roots`: where folders may lie (config/roots.py)."""
+
+    def __init__(self, residents: Residents, roots: Sequence[str], precisions: Sequence[str]) -> None:
+        self._residents, self._roots, self._precisions = residents, roots, precisions
+        self._lock = threading.Lock()
+        self._known: dict[tuple[str, str, RequestOptions], _Settled] = {}
+
+    def __call__(self, verb: str, model: str, options: RequestOptions) -> tuple[Recipe, Adapter]:
+        """Raises ModelError or UsageError, in words for whoever asked."""
+        settled = self._settle(verb, model, options)
+        return settled.recipe, self._residents.get(settled.recipe, settled.folder)
+
+    def _settle(self, verb: str, model: str, options: RequestOptions) -> _Settled:
+        key = (verb, model, options)
+        with self._lock:
+            known = self._known.get(key)
+            if known is not None and time.monotonic() - known.at < REMEMBERED_S:
+                return known
+        if options.precision not in self._precisions:
+            raise UsageError(
+                f"precision {options.precision} is none of this pool's ({', '.join(self._precisions)}): ask another pool"
+            )
+        if Path(model).expanduser().exists():
+            check_under(model, self._roots, "the model's folder")
+        checkpoint = locate(model, options.revision)
+        fields = {name: getattr(options, name) for name in _FIELDS}
+        recipe = resolve(checkpoint, task=verb, **fields)
+        if recipe.long_text == "chunk":
+            raise ModelError("a request's texts are not chunked: long_text is truncate or reject")
+        settled = _Settled(recipe, checkpoint.folder, time.monotonic())
+        with self._lock:
+            self._known[key] = settled
+        return settled
+
+
+_FIELDS = [field.name for field in dataclasses.fields(RequestOptions) if field.name != "revision"]

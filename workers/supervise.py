@@ -1,0 +1,105 @@
+"""Keeps processes running beside each other: restarts what dies, stops all of them together. Loads nothing heavy.
+
+A process that a row of some document kills must come back for the row to be found (pipelines/strikes.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # before a restart, doubled each time
+SETTLED_S = 60.0  # a process that lived so long has begun well: the next pause is the first again
+REFUSED = 2  # exit code of a process that will not start however often it is tried
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Program:
+    """What to run."""
+
+    name: str
+    arguments: Sequence[str]
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(slots=True)
+class _Child:
+    program: Program
+    process: subprocess.Popen[bytes] | None = None
+    began: float = 0.0
+    pause_s: float = FIRST_PAUSE_S
+    again_at: float = 0.0
+    over: bool = False
+
+
+def worker(pool: str, number: int, device: str, *, verbose: bool) -> Program:
+    """The worker process of one device: `cpu`, `cuda` or `cuda:N`, of which only the N-th is shown to it."""
+    shown = {"CUDA_VISIBLE_DEVICES": device.partition(":")[2]} if ":" in device else {}
+    environment = {"LADING_POOL": pool, "LADING_DEVICE": device.partition(":")[0], **shown}
+    level = "INFO" if verbose else "WARNING"
+    celery = ["-m", "celery", "-A", "lading.workers.app", "worker", "-n", f"{pool}-{number}@%h", "-l", level]
+    quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+    # -P: our `adapters` must not be found before another package's when this is started in a checkout.
+    return Program(f"worker {pool} on {device}", [sys.executable, "-P", *celery, *quiet], environment)
+
+
+def supervise(programs: Sequence[Program], stop: threading.Event, hurry: threading.Event) -> int:
+    """Run them until `stop` is set or all have ended; the exit code. `hurry` tells them a second time to stop.
+
+    One that refuses to start (exit code 2) ends them all.
+    """
+    children = [_Child(one) for one in programs]
+    refused = hurried = False
+    while not stop.is_set():
+        for child in children:
+            _look_after(child)
+        refused = any(child.over and child.process and child.process.returncode == REFUSED for child in children)
+        if refused or all(child.over for child in children):
+            break
+        stop.wait(0.1)
+    _tell(children)
+    while any(child.process and child.process.poll() is None for child in children):
+        if hurry.is_set() and not hurried:
+            hurried = True
+            _tell(children)
+        time.sleep(0.05)
+    if refused:
+        return REFUSED
+    return next((code for child in children if child.process and (code := abs(child.process.returncode or 0))), 0)
+
+
+def _look_after(child: _Child) -> None:
+    """Start it, see whether it still runs, start it again."""
+    if child.over or (child.process and child.process.poll() is None):
+        return
+    if child.process is not None and not child.again_at:
+        code = child.process.returncode
+        if code in (0, REFUSED):
+            child.over = True
+            return
+        lived = time.monotonic() - child.began
+        child.pause_s = FIRST_PAUSE_S if lived > SETTLED_S else child.pause_s
+        child.again_at = time.monotonic() + child.pause_s
+        died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        log.warning("%s %s; starting it again in %.1f s", child.program.name, died, child.pause_s)
+        child.pause_s = min(2 * child.pause_s, LONGEST_PAUSE_S)
+    if child.process is None or time.monotonic() >= child.again_at:
+        environment = {**os.environ, **child.program.environment}
+        # A group of its own: Ctrl-C on the terminal reaches it through us alone, once.
+        child.process = subprocess.Popen(child.program.arguments, env=environment, start_new_session=True)
+        child.began, child.again_at = time.monotonic(), 0.0
+
+
+def _tell(children: Sequence[_Child]) -> None:
+    for child in children:
+        if child.process and child.process.poll() is None:
+            child.process.send_signal(signal.SIGTERM)

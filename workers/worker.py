@@ -1,0 +1,218 @@
+"""The process that owns a device: takes shards and requests off its pool's queues, runs them in one engine, and gives account.
+
+Threads: one takes requests, one reads and one prepares shards, one a stream of the device runs batches, one writes, one answers,
+one folds, one keeps the leases alive. The order in which a shard's steps happen is DESIGN's: rows staged, marker published,
+lease acknowledged; the fold may be anybody's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from .. import adapters
+from ..config import roots
+from ..config.errors import LadingError, ShardError, StopJob
+from ..config.settings import Settings
+from ..pipelines.registry import Registry
+from ..pipelines.strikes import step_of
+from ..schedulers.connection import Broker
+from ..schedulers.outages import patiently
+from ..schedulers.pools import Pool
+from .answers import Answers
+from .assignments import Assignment, Desk
+from .engine import HOPELESS, Engine
+from .feed import Feed
+from .folding import Folds
+from .leases import RENEWALS, Leases
+from .models import RequestedModels
+from .parts import Part, ShardInFlight
+from .publishing import publish
+from .requests import RequestLane
+from .residents import Residents
+from .suspects import rows_between, without
+
+log = logging.getLogger(__name__)
+
+WRITING = 2  # shards that may wait to be written: a slow sink holds the device back rather than filling memory
+
+
+class Worker:
+    """One device's work. `start` returns at once; `stop` ends it in good order."""
+
+    def __init__(self, pool: Pool, settings: Settings, broker: Broker, registry: Registry, *, device: str = "") -> None:
+        self.pool, self.settings, self.broker = pool, settings, broker
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}".replace(".", "-")
+        self.stopping = threading.Event()
+        self.shards = broker.queue(f"lading.{pool.name}.shards")
+        self.requests = broker.queue(f"lading.{pool.name}.requests")
+        self.leases = Leases(settings.lease_s)
+        device = device or pool.device
+        adapters.check_device(device)
+        self.residents = Residents(device, settings.threads, pool.memory_bytes, loading=self.leases.loading)
+        budget = pool.batch_tokens or settings.batch_tokens(device)
+        streams = adapters.streams(device, settings.threads)
+        self.engine = Engine(streams, budget, settings.window(budget), self.stopping, on_batch=self.leases.beat)
+        self.answers = Answers(broker, self.requests, self.leases, settings.result_ttl_s, self.stopping)
+        models = RequestedModels(self.residents, roots.parse(settings.roots), pool.precisions)
+        self.lane = RequestLane(
+            self.requests,
+            self.leases,
+            models,
+            self.answers,
+            budget=budget,
+            most=pool.pull_requests,
+            bell=self.engine.bell,
+            stopping=self.stopping,
+        )
+        self.engine.requests = self.lane
+        self.desk = Desk(self.shards, self.leases, registry, self.residents, self.name, self._living)
+        self.feed = Feed(
+            self.shards, self.leases, self.desk, pool.pull_shards, self.stopping, lambda: bool(self.lane.alone)
+        )
+        self.folds = Folds(self.desk, registry, broker, settings.fold_interval_s, self.leases.beat, self.stopping)
+        self._threads = [
+            threading.Thread(target=self._work, name="lading-work", daemon=True),
+            threading.Thread(target=self._keep, name="lading-leases", daemon=True),
+        ]
+
+    def start(self) -> None:
+        self.answers.start()
+        self.lane.start()
+        self.folds.start()
+        for thread in self._threads:
+            thread.start()
+        log.info("%s works for pool %s", self.name, self.pool.name)
+
+    def stop(self, grace_s: float, hurry: threading.Event) -> None:
+        """Take nothing more, finish what fits into `grace_s` (or until `hurry`), give the rest back."""
+        self.stopping.set()
+        self.engine.bell.set()
+        until = time.monotonic() + grace_s
+        work = self._threads[0]
+        while work.is_alive() and time.monotonic() < until and not hurry.is_set():
+            work.join(0.05)
+        left = 0.0 if hurry.is_set() else max(until - time.monotonic(), 1.0)
+        self.lane.join(min(left, 1.0))
+        self.answers.end(left)
+        self.folds.end(left)
+        for one in self.feed.given():
+            one.give_up()
+        for queue in (self.shards, self.requests):
+            self.leases.release(queue, self.leases.held(queue))
+        with contextlib.suppress(LadingError):  # it is forgotten by itself
+            self.broker.gone(self.pool.name, self.name)
+
+    # -- the working thread
+
+    def _work(self) -> None:
+        with ThreadPoolExecutor(1, thread_name_prefix="lading-write") as writer:
+            while not self.stopping.is_set():
+                if self.feed.alone:
+                    self._write(self._run_alone(self.feed.alone.popleft()))
+                elif self.lane.alone:
+                    patiently(lambda: self.lane.run_alone(self.engine.alone), self.stopping)
+                else:
+                    self._session(writer)
+
+    def _session(self, writer: ThreadPoolExecutor) -> None:
+        """Shards and requests through the engine, until something is to run alone or the worker stops."""
+        writing: list[Future[None]] = []
+        shards = self.engine.shards(self.feed)
+        try:
+            with contextlib.closing(shards):
+                for shard in shards:
+                    self.leases.beat()
+                    writing.append(writer.submit(self._write, shard))
+                    while len(writing) > WRITING:
+                        writing.pop(0).result()
+        except StopJob as error:
+            # The model takes nothing, or so it seems: which job is to blame shows when each shard runs alone.
+            log.error("%s", error)
+            for one in writing:
+                one.result()
+            self.feed.isolate()
+            self.engine.failing = self.engine.unusable = 0
+        for one in writing:
+            one.result()
+
+    def _write(self, shard: ShardInFlight) -> None:
+        """Publish a shard and settle its message."""
+        one = shard.task
+        assert isinstance(one, Assignment)
+        job = one.of.job
+        kernel = "" if shard.failure else one.adapter.kernel
+        try:
+            publish(job, shard, kernel=kernel, busy=self.engine.gauges.busy)
+        except StopJob as error:
+            # Nothing of it counts. The lease runs out, and by then the disk or the table may be as it should be.
+            log.error("job %s, shard %d: %s", job.id, one.work.shard.number, error)
+            one.give_up()
+            self.leases.forget(self.shards, [one.lease])
+        else:
+            self.leases.done(self.shards, [one.lease])
+            one.of.strikes.clear(*one.place)
+            self.folds.published(one.of)
+        self.feed.settled(one)
+        self.leases.beat()
+
+    def _run_alone(self, one: Assignment) -> ShardInFlight:
+        """A shard that some process died of, or that the model took nothing of: piece by piece, each noted before it runs."""
+        shard, strikes, place = ShardInFlight(one), one.of.strikes, one.place
+        if one.struck.unreadable:
+            shard.failure = "process after process died while it read these rows; look at the source, then lading retry"
+            return shard
+        try:
+            adapter = one.adapter
+            read = list(one.read())
+        except ShardError as error:
+            shard.failure = str(error)
+            return shard
+        ordinals = np.sort(np.concatenate([np.empty(0, np.int64), *(rows.all_ordinals for rows in read)]))
+        pieces, given_up = one.struck.pieces(len(ordinals))
+        log.warning(
+            "job %s, shard %d runs alone in %d pieces, after %d deaths", one.of.job.id, place[0], len(pieces),
+            one.struck.notes.total(),
+        )  # fmt: skip
+        raised = items = 0
+        for piece in pieces:
+            with strikes.noted(*place, step_of(piece)):
+                for rows in rows_between(read, ordinals[piece[0]], ordinals[piece[1] - 1]):
+                    prepared = adapter.prepare([rows.batch.column(name) for name in one.texts])
+                    part = Part(adapter, prepared, len(prepared.costs), shard=shard, rows=rows)
+                    raised += self.engine.alone(part)
+                    items += len(prepared.costs)
+                    shard.parts.append(part)
+                    shard.tokens += int(prepared.costs.sum())
+        if given_up:
+            for rows in without(read, ordinals[given_up], place[0]):
+                prepared = adapter.prepare([rows.batch.column(name) for name in one.texts])
+                shard.parts.append(Part(adapter, prepared, 0, shard=shard, rows=rows))
+        shard.parts.sort(key=lambda part: int(part.rows.all_ordinals.min()))
+        if raised == items >= HOPELESS:
+            shard.failure = "the model failed on every row; see the log, then lading retry"
+        return shard
+
+    # -- the thread that keeps the leases
+
+    def _keep(self) -> None:
+        """Sign of life, renewals, and what others' deaths left behind."""
+        while not self.stopping.wait(self.settings.lease_s / RENEWALS):
+            patiently(self._keep_once, self.stopping)
+
+    def _keep_once(self) -> None:
+        self.broker.alive(self.pool.name, self.name)
+        self.leases.renew((self.shards, self.requests))
+        for queue in (self.shards, self.requests):
+            queue.restore(self.settings.lease_s)
+
+    def _living(self) -> set[str]:
+        return self.broker.living(self.pool.name)

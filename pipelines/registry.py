@@ -13,10 +13,10 @@ import logging
 import re
 from typing import Any
 
-from ..config.errors import LadingError, UsageError
+from ..config.errors import LadingError, OutputError, UsageError
 from .folder import Folder, open_folder
 from .open_job import Job, open_job
-from .output import Output, output_paths
+from .output import Output, find_output, output_paths
 from .plan import check_version
 from .spec import JobSpec
 
@@ -94,6 +94,23 @@ class Registry:
             if stored := self._folder.read(_name(state, job)):
                 return self._entry(stored, _name(state, job))
         return None
+
+    def place(self, name: str) -> tuple[str, Entry | None]:
+        """(output, entry) of what a user names: a registered job, else an output, of which no entry is known.
+
+        Raises UnknownJob for what is neither and might be a job's id, OutputError for what might only be an output.
+        """
+        if (entry := self.get(name)) is not None:
+            return entry.output, entry
+        try:
+            find_output(name)
+        except OutputError as error:
+            if not _JOB.fullmatch(name):
+                raise
+            raise UnknownJob(
+                f"no job {name} is registered in {self.root} (LADING_JOBS){self._hint(name)}; and {error}"
+            ) from error
+        return name, None
 
     def is_open(self, job: str) -> bool:
         return self._folder.exists(_name(OPEN, job))

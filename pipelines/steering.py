@@ -11,7 +11,7 @@ from ..schedulers.sweeping import look_anew, total
 from .aftercare import report, settle
 from .manifest import Manifest, jobs
 from .markers import Markers
-from .open_job import Job, open_job
+from .open_job import Job
 from .output import Output, find_output
 from .registry import Entry, Registry
 from .sinks import open_sink
@@ -36,13 +36,13 @@ class Retried:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """One pool. None where the broker does not say."""
+    """One pool."""
 
     pool: str
     device: str
-    workers: int | None
-    waiting: int | None  # shards in its queue
-    in_flight: int | None
+    workers: int
+    waiting: int  # shards in its queue
+    in_flight: int
     left: int | None  # shards of its jobs that are not done, those that are not in Redis included; None: nobody sweeps
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,10 +67,15 @@ class JobLine:
         return dataclasses.asdict(self)
 
 
-def place_of(registry: Registry, name: str) -> tuple[str, str | None]:
-    """(output, job) of what a user names: a registered job's id, else an output, whose jobs are meant (None)."""
-    entry = registry.get(name)
-    return (entry.output, entry.job) if entry else (name, None)
+def find_job(registry: Registry, name: str) -> tuple[Job, Entry | None]:
+    """The job that a user names, to look at, and its entry if it was submitted. Raises UsageError where there is none."""
+    output, entry = registry.place(name)
+    found, manifest = _manifest(output, entry.job if entry else None)
+    entry = entry or registry.get(manifest.plan.job)
+    job = Job.of(manifest, open_sink(found))
+    if entry is not None:
+        job.spec = entry.limited(job.spec)
+    return job, entry
 
 
 def retry(queues: Queues, name: str, *, give_up: bool = False) -> Retried:
@@ -78,11 +83,12 @@ def retry(queues: Queues, name: str, *, give_up: bool = False) -> Retried:
 
     Raises UsageError where there is no such job, or it cannot be retried.
     """
-    job, entry = _opened(queues.registry, name)
+    job, entry = find_job(queues.registry, name)
     if job.cancelled():
         raise UsageError(f"job {job.id} was cancelled: there is nothing to retry")
     if job.manifest.closed() is not None:
         return Retried(job.id, 0, 0, 0, "nothing to do")
+    job.enter()
     if give_up:
         return _give_up(queues, job)
     shards, rows = job.manifest.reopen_failed(), job.manifest.reopen_rejects()
@@ -107,14 +113,12 @@ def _give_up(queues: Queues, job: Job) -> Retried:
 
 def cancel(registry: Registry, name: str) -> str:
     """Nothing more of the job is begun, for good; what is in view stays. Its id. Raises UsageError for a finished job."""
-    output, id = place_of(registry, name)
-    found, manifest = _manifest(output, id)
-    job = manifest.plan.job
-    if manifest.closed() is not None:
-        raise UsageError(f"job {job} is finished: there is nothing to cancel")
-    Job.of(manifest, open_sink(found)).cancel()
-    registry.close(job)
-    return job
+    job, _ = find_job(registry, name)
+    if job.manifest.closed() is not None:
+        raise UsageError(f"job {job.id} is finished: there is nothing to cancel")
+    job.cancel()
+    registry.close(job.id)
+    return job.id
 
 
 def job_lines(registry: Registry) -> list[JobLine]:
@@ -154,15 +158,6 @@ def _line(entry: Entry, state: str) -> JobLine:
     settled = entry.shards - markers.pending if markers else 0
     where = str(entry.place)
     return JobLine(entry.job, state, entry.pool, entry.priority, where, entry.created, settled, entry.shards, fault)
-
-
-def _opened(registry: Registry, name: str) -> tuple[Job, Entry | None]:
-    entry = registry.get(name)
-    if entry is not None:
-        return entry.open(), entry
-    found, manifest = _manifest(name, None)
-    entry = registry.get(manifest.plan.job)
-    return (entry.open() if entry else open_job(found, manifest.plan.job)), entry
 
 
 def _manifest(output: str, job: str | None) -> tuple[Output, Manifest]:

@@ -22,7 +22,8 @@ from ..schedulers.messages import Message, Request, RequestOptions, decode
 from ..schedulers.outages import patiently
 from ..schedulers.queues import Lease, Queue
 from ..schedulers.results import Failure
-from .answers import Answers, Group, Member
+from .answers import Answers
+from .groups import Group, Member
 from .leases import Leases
 from .packer import Packing
 from .parts import Chosen, Items, cost_of
@@ -55,6 +56,7 @@ class RequestLane:
         queue: Queue,
         leases: Leases,
         models: Models,
+        check_table: Callable[[str], None],
         answers: Answers,
         *,
         budget: int,
@@ -62,9 +64,10 @@ class RequestLane:
         bell: threading.Event,
         stopping: threading.Event,
     ) -> None:
-        """`budget`: cost of a batch; `most`: messages pulled at once; `bell` is rung when something waits for the engine."""
+        """`check_table` raises UsageError for a table that this worker does not write to; `budget`: cost of a batch; `most`: messages pulled at once; `bell` is rung when something waits for the engine."""
         self.alone: deque[tuple[Lease, Message]] = deque()  # under suspicion
-        self._queue, self._leases, self._models, self._answers = queue, leases, models, answers
+        self._queue, self._leases, self._answers = queue, leases, answers
+        self._models, self._check_table = models, check_table
         self._budget, self._most, self._bell, self._stopping = budget, most, bell, stopping
         self._lock = threading.Lock()
         self._lines: dict[int, _Line] = {}  # by id of the adapter
@@ -115,13 +118,14 @@ class RequestLane:
 
     def run_alone(self, run: Callable[[Items], object]) -> None:
         """The oldest of those under suspicion, with nothing beside it; given up after DEATHS processes died of it."""
-        lease, message = self.alone.popleft()
+        lease, message = self.alone[0]
         deaths = self._queue.begin_alone(lease)
+        self.alone.popleft()
         if not deaths:
             self._leases.forget(self._queue, [lease])
         elif deaths > DEATHS:
             reason = f"{DEATHS} processes died while they ran this request alone"
-            self._answers.fail([(lease, message)], Failure("RequestFailed", reason), ack=False)
+            self._answers.fail_id(message.id, Failure("RequestFailed", reason))
             self._leases.bury(self._queue, lease, reason)
         elif (group := self._group([(lease, message)])) is not None:
             run(group)
@@ -174,13 +178,19 @@ class RequestLane:
         if message.expires and message.expires < time.time():  # whoever waited for it has gone
             self._leases.done(self._queue, [lease])
             return None
+        if message.body.into:
+            try:
+                self._check_table(message.body.into)
+            except UsageError as error:
+                self._answers.fail([(lease, message)], Failure(type(error).__name__, str(error)))
+                return None
         return message
 
     def _group(self, asked: list[tuple[Lease, Message]]) -> Group | None:
         """Prepared together; None where there is nothing to run, and they are answered."""
         first: Request = asked[0][1].body  # pyright: ignore[reportAssignmentType]
         try:
-            recipe, adapter = self._models(first.verb, first.model, first.options)
+            recipe, adapter, model = self._models(first.verb, first.model, first.options)
         except (ModelError, UsageError) as error:
             self._answers.fail(asked, Failure(type(error).__name__, str(error)))
             return None
@@ -192,7 +202,16 @@ class RequestLane:
             inputs.extend(request.inputs)  # pyright: ignore[reportArgumentType]
         prepared = adapter.prepare(_columns(inputs, adapter.inputs))
         packing = Packing(prepared.costs, self._budget)
-        group = Group(adapter, prepared, len(prepared.costs), recipe=recipe, members=members, packing=packing)
+        group = Group(
+            adapter,
+            prepared,
+            len(prepared.costs),
+            recipe=recipe,
+            model=model,
+            members=members,
+            packing=packing,
+            into=bool(first.into),
+        )
         if not group.missing:
             self._answers.give(group)
             return None

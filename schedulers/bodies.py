@@ -124,7 +124,7 @@ def request(given: dict[str, Any]) -> Request:
         raise BadMessage("model: is empty")
     _check_text("into", into)
     texts = _texts(inputs, verb)
-    options = _options(given["options"], verb) if "options" in given else _NO_OPTIONS
+    options = request_options(given["options"], verb) if "options" in given else _NO_OPTIONS
     if into:
         ids = _ids(ids, len(inputs))
         texts = texts + ids
@@ -182,7 +182,8 @@ def _check_size(texts: list[str], name: str = "inputs") -> None:
         )
 
 
-def _options(given: object, verb: str) -> RequestOptions:
+def request_options(given: object, verb: str) -> RequestOptions:
+    """The checked options of a request. Raises BadMessage naming the option."""
     if not isinstance(given, dict):
         _refuse("options", "an object", given)
     for name, value in given.items():

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from ..config.errors import BrokerError
 from ..schedulers import results
 from ..schedulers.connection import Broker
-from ..schedulers.messages import Message
 from ..schedulers.outages import patiently
-from ..schedulers.queues import Lease, Queue
+from ..schedulers.queues import Queue
 from ..schedulers.results import Failure, Result
-from .groups import Group, Member, answers
+from .groups import Asked, Group, answers
 from .into import Tables
 from .leases import Leases
 
@@ -58,15 +57,14 @@ class Answers:
         self._thread.join(timeout_s)
         self._tables.end(timeout_s)
 
-    def tell(self, told: Sequence[tuple[Member, Result]]) -> None:
+    def tell(self, told: Sequence[tuple[Asked, Result]]) -> None:
         """Store results, then acknowledge: in this order, since a full Redis refuses the one and does the other."""
-        if told and self._store([(member.message.id, result) for member, result in told]):
-            self._leases.done(self._queue, [member.lease for member, _ in told])
+        if told and self._store([(asked.id, result) for asked, result in told]):
+            self._leases.done(self._queue, [asked.lease for asked, _ in told])
 
-    def fail(self, asked: Sequence[tuple[Lease, Message]], failure: Failure) -> None:
+    def fail(self, asked: Sequence[Asked], failure: Failure) -> None:
         """Whole requests that cannot be done."""
-        if self._store([(message.id, failure) for _, message in asked]):
-            self._leases.done(self._queue, [lease for lease, _ in asked])
+        self.tell([(one, failure) for one in asked])
 
     def fail_id(self, id: str, failure: Failure) -> None:
         """A request whose message goes to the dead letters, as far as it says who asks."""
@@ -74,7 +72,7 @@ class Answers:
 
     def _answer_on(self) -> None:
         while (group := self._given.get()) is not None:
-            self.tell(list(zip(group.members, answers(group), strict=True)))
+            self.tell([(member.asked, result) for member, result in zip(group.members, answers(group), strict=True)])
 
     def _store(self, told: Sequence[tuple[str, Result]]) -> bool:
         """False if the broker did not take them: the leases run out, and somebody does it again."""

@@ -10,18 +10,26 @@ import numpy as np
 
 from ..config.recipe import Recipe
 from ..pipelines import wire
-from ..schedulers.messages import Message
+from ..schedulers.messages import Request
 from ..schedulers.queues import Lease
 from .packer import Packing
 from .parts import Items
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Asked:
+    """A request off the queue."""
+
+    lease: Lease
+    id: str  # its result's
+    request: Request
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Member:
     """A request in a group, and which of the group's rows are its own."""
 
-    lease: Lease
-    message: Message
+    asked: Asked
     first: int
     count: int
 

@@ -13,13 +13,12 @@ import pyarrow as pa
 
 from ..config.errors import LadingError, StopJob
 from ..pipelines import upsert, wire
-from ..schedulers.messages import Request
 from ..schedulers.results import Failure, Result
-from .groups import Group, Member, bounds, errors_of
+from .groups import Asked, Group, Member, bounds, errors_of
 
 log = logging.getLogger(__name__)
 
-Told = tuple[Member, Result]
+Told = tuple[Asked, Result]
 
 
 class Tables:
@@ -65,8 +64,9 @@ class Tables:
         tables: dict[tuple[str, str], list[tuple[Group, Member, upsert.Rows, list[wire.ItemError]]]] = {}
         for group in groups:
             for member, rows, errors in _rows(group):
-                request: Request = member.message.body  # pyright: ignore[reportAssignmentType]
-                tables.setdefault((request.into, group.recipe.hash), []).append((group, member, rows, errors))
+                tables.setdefault((member.asked.request.into, group.recipe.hash), []).append(
+                    (group, member, rows, errors)
+                )
         for (url, hash), entries in tables.items():
             group = entries[0][0]
             try:
@@ -75,7 +75,7 @@ class Tables:
                 log.error("%s", error)  # the leases run out, and then it is tried again
                 continue
             except LadingError as error:
-                self._tell([(member, Failure(type(error).__name__, str(error))) for _, member, _, _ in entries])
+                self._tell([(member.asked, Failure(type(error).__name__, str(error))) for _, member, _, _ in entries])
                 continue
             log.info(
                 "%s: %d rows of %d requests in %.3f s, %d conflicts",
@@ -85,7 +85,9 @@ class Tables:
                 done.seconds,
                 done.conflicts,
             )
-            self._tell([(member, wire.stored(hash, len(rows.ids), errors)) for _, member, rows, errors in entries])
+            self._tell(
+                [(member.asked, wire.stored(hash, len(rows.ids), errors)) for _, member, rows, errors in entries]
+            )
 
 
 def _rows(group: Group) -> list[tuple[Member, upsert.Rows, list[wire.ItemError]]]:
@@ -102,12 +104,13 @@ def _rows(group: Group) -> list[tuple[Member, upsert.Rows, list[wire.ItemError]]
     cuts = np.searchsorted(rows, bounds(group)).tolist()
     found: list[tuple[Member, upsert.Rows, list[wire.ItemError]]] = []
     for member, low, high, bad in zip(group.members, cuts[:-1], cuts[1:], errors, strict=True):
-        request: Request = member.message.body  # pyright: ignore[reportAssignmentType]
-        mine = (rows[low:high] - member.first).tolist()
+        request = member.asked.request
+        mine: list[int] = (rows[low:high] - member.first).tolist()
         inputs = [request.inputs[row] for row in mine]
         texts = [[one] if isinstance(one, str) else list(one) for one in inputs]
         columns = [list(column) for column in zip(*texts, strict=True)] or [[] for _ in range(group.adapter.inputs)]
+        ids: list[str] = [request.ids[row] for row in mine]
         part = results.slice(low, high - low).combine_chunks()
         batch = part.to_batches()[0] if part.num_rows else pa.RecordBatch.from_pylist([], schema=part.schema)
-        found.append((member, upsert.Rows([request.ids[row] for row in mine], columns, batch), bad))
+        found.append((member, upsert.Rows(ids, columns, batch), bad))
     return found

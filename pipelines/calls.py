@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from ..config.errors import BadMessage, InputsFailed, RequestFailed, UsageError
 from ..config.words import counted
-from ..schedulers.bodies import INPUT_BYTES, NAME_CHARACTERS, Request, request_options
+from ..schedulers.bodies import INPUT_BYTES, NAME_CHARACTERS, Request, request_options, show
 from ..schedulers.results import Failure
 from . import wire
 
@@ -73,7 +72,7 @@ class Call:
 def plan(verb: str, model: str, inputs: object, options: Mapping[str, Any], into: str = "", ids: object = ()) -> Call:
     """Raises UsageError naming the option, or the index of the input, that cannot be sent."""
     if not _is_text(model) or not 0 < len(model) <= NAME_CHARACTERS:
-        raise UsageError(f"model: expected a name or a folder, found {reprlib.repr(model)}")
+        raise UsageError(f"model: expected a name or a folder, found {show(model)}")
     try:
         asked = request_options(options, verb)
     except BadMessage as bad:
@@ -93,7 +92,7 @@ def plan(verb: str, model: str, inputs: object, options: Mapping[str, Any], into
 
 def _listed(values: object, what: str) -> list[Any]:
     if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
-        raise UsageError(f"{what}: expected a list of {what}, found {reprlib.repr(values)}")
+        raise UsageError(f"{what}: expected a list of {what}, found {show(values)}")
     return list(values)  # pyright: ignore[reportArgumentType]  a series, an array, a generator
 
 
@@ -102,14 +101,14 @@ def _size(one: Any, place: int, verb: str) -> int:
         size = _text_size(one, f"texts[{place}]")
     else:
         if isinstance(one, str) or not isinstance(one, Sequence) or len(one) != 2:
-            raise UsageError(f"pairs[{place}]: expected two texts, found {reprlib.repr(one)}")
+            raise UsageError(f"pairs[{place}]: expected two texts, found {show(one)}")
         size = sum(_text_size(text, f"pairs[{place}][{side}]") for side, text in enumerate(one))
     return size
 
 
 def _text_size(text: object, where: str) -> int:
     if not isinstance(text, str):
-        raise UsageError(f"{where}: expected text, found {reprlib.repr(text)}")
+        raise UsageError(f"{where}: expected text, found {show(text)}")
     try:
         return len(text.encode())
     except UnicodeEncodeError:
@@ -127,15 +126,15 @@ def _ids(ids: object, into: str, count: int) -> list[str]:
             raise UsageError("ids: name rows of a table, and there is no table: give into= too")
         return []
     if not _is_text(into) or len(into) > NAME_CHARACTERS:
-        raise UsageError(f"into: expected an output like lancedb://FOLDER/TABLE, found {reprlib.repr(into)}")
+        raise UsageError(f"into: expected an output like lancedb://FOLDER/TABLE, found {show(into)}")
     if len(names) != count:
         raise UsageError(f"ids: {counted(len(names), 'id')} for {counted(count, 'input')}: give one for each")
     seen: dict[str, int] = {}
     for place, id in enumerate(names):
         if not isinstance(id, str) or not id:
-            raise UsageError(f"ids[{place}]: expected text, found {reprlib.repr(id)}")
+            raise UsageError(f"ids[{place}]: expected text, found {show(id)}")
         if seen.setdefault(id, place) != place:
-            raise UsageError(f"ids[{place}]: {reprlib.repr(id)} is also the id of input {seen[id]}")
+            raise UsageError(f"ids[{place}]: {show(id)} is also the id of input {seen[id]}")
     return names
 
 
@@ -178,7 +177,7 @@ def merge(
             errors += [(start + place, code, detail) for place, code, detail in answer.errors]
             answers.append(answer)
     if failures and len(failures) == len(call.requests):
-        raise RequestFailed(f"{call.requests[0].model}: {failures[0].message}", failures[0].error)
+        raise RequestFailed(failures[0].message, failures[0].error)
     return _merged(call, verb, answers, dims), errors
 
 

@@ -59,6 +59,7 @@ class _Exchange:
                 if not listening:
                     yield from self._listen()
                     listening = True
+                    continue  # with that, nothing may be missing any more
                 listen_s = yield from self._send()
                 yield from self._hear(listen_s)
             except BrokerError as error:

@@ -19,6 +19,10 @@ INPUTS = 4096
 NAME_CHARACTERS = 4096  # of a model, a revision, a table, a prompt
 LARGEST = 1 << 31
 
+_shortened = reprlib.Repr()
+_shortened.maxstring = _shortened.maxother = _shortened.maxlong = 80
+show = _shortened.repr  # what was found, short enough for a message
+
 # The arguments of each task, in order, for producers that give them by position.
 SHARD = ("version", "job", "shard", "generation", "recipe")
 REQUEST = ("version", "verb", "model", "inputs", "options", "into", "ids")
@@ -161,7 +165,7 @@ def _ids(ids: object, count: int) -> list[str]:
         raise BadMessage(f"ids[{ids.index('')}]: is empty")
     if len(set(ids)) != count:
         twice = next(id for place, id in enumerate(ids) if id in ids[:place])
-        raise BadMessage(f"ids: {reprlib.repr(twice)} is there twice")
+        raise BadMessage(f"ids: {show(twice)} is there twice")
     return ids
 
 
@@ -230,4 +234,4 @@ def _check_text(name: str, value: object) -> None:
 
 
 def _refuse(name: str, wanted: str, found: object) -> NoReturn:
-    raise BadMessage(f"{name}: expected {wanted}, found {reprlib.repr(found)}")
+    raise BadMessage(f"{name}: expected {wanted}, found {show(found)}")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..config.errors import BrokerError
+from ..config.failpoints import failpoint
 from ..config.recipe import Recipe
 from ..pipelines import wire
 from ..schedulers import results
@@ -81,6 +82,7 @@ class Answers:
         while (group := self._given.get()) is not None:
             encoded = answers(group)
             if self._store(encoded):
+                failpoint("answer.stored")
                 self._leases.done(self._queue, [member.lease for member in group.members])
 
     def _store(self, told: Sequence[tuple[str, Any]]) -> bool:

@@ -21,6 +21,7 @@ import numpy as np
 from .. import adapters
 from ..config import roots
 from ..config.errors import LadingError, ShardError, StopJob
+from ..config.failpoints import failpoint
 from ..config.settings import Settings
 from ..pipelines.registry import Registry
 from ..pipelines.strikes import step_of
@@ -158,7 +159,9 @@ class Worker:
             one.give_up()
             self.leases.forget(self.shards, [one.lease])
         else:
+            failpoint("shard.published")
             self.leases.done(self.shards, [one.lease])
+            failpoint("shard.acknowledged")
             one.of.strikes.clear(*one.place)
             self.folds.published(one.of)
         self.feed.settled(one)

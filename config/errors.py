@@ -11,13 +11,13 @@
   + StopJob                   the whole run stops, what is published stays, the same command resumes; exit code 3
     - TooManyRejects          more rows were rejected than the policy lets pass
     - TableChanged            the table was dropped, restored or re-made under the job
-  + BrokerError               the broker cannot be reached, or refuses; what it holds stays, try again; exit code 3
-    - QueueFull               it takes no more messages for now
   + BadMessage                a message that no worker can understand; it goes to the dead letters
   + RequestError              a request of an application, as its client sees it
     - RequestFailed           the worker refused or failed the whole request; says so in the worker's words
     - RequestTimeout          no answer in time; what nobody awaits is dropped, so asking again is safe
-    - RowsFailed              some items failed; carries the results of the others
+    - InputsFailed            some inputs failed; carries the results of the others
+  + BrokerError               the broker cannot be reached, or refuses; what it holds stays, try again; exit code 3
+    - QueueFull               it takes no more messages for now
 
 Rows that fail are not exceptions: they are `Reject`s (pipelines/records.py).
 """
@@ -25,7 +25,7 @@ Rows that fail are not exceptions: they are `Reject`s (pipelines/records.py).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class LadingError(Exception):
@@ -74,6 +74,14 @@ class TableChanged(StopJob):
     pass
 
 
+class BadMessage(LadingError):
+    """`id` is the message's task id, "" if it could not be read: whoever awaits that id can be told."""
+
+    def __init__(self, reason: str, id: str = "") -> None:
+        super().__init__(reason)
+        self.id = id
+
+
 class BrokerError(LadingError):
     exit_code = 3
 
@@ -82,12 +90,31 @@ class QueueFull(BrokerError):
     pass
 
 
-class BadMessage(LadingError):
-    """`id` is the message's task id, "" if it could not be read: whoever awaits that id can be told."""
+class RequestError(LadingError):
+    exit_code = 3
 
-    def __init__(self, reason: str, id: str = "") -> None:
-        super().__init__(reason)
-        self.id = id
+
+class RequestFailed(RequestError):
+    """`kind` is the name of the worker's error: a class of this module (UsageError, ModelError), or another's."""
+
+    def __init__(self, message: str, kind: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class RequestTimeout(RequestError):
+    pass
+
+
+class InputsFailed(RequestError):
+    """`errors` names each failed input: its index in the call, a code for programs, a detail for people.
+
+    `result` is what the call would have returned; at the failed places it holds zeros, or no entities.
+    """
+
+    def __init__(self, message: str, errors: Sequence[tuple[int, str, str]] = (), result: object = None) -> None:
+        super().__init__(message)
+        self.errors, self.result = errors, result
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

@@ -137,7 +137,7 @@ def _checked(value: object, key: str, default: object, where: str) -> Any:
         wanted = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
         raise UsageError(f"{where}: {key}: expected {wanted[type(default).__name__]}, found {value!r}")
     if isinstance(value, int | float) and not isinstance(value, bool):
-        least = 1 if key.startswith(("batch_tokens", "lease")) else 0
+        least = 1 if key.startswith(("batch_tokens", "lease", "result_ttl")) else 0
         if not math.isfinite(value) or value < least:
             raise UsageError(f"{where}: {key}: must be at least {least}, found {value!r}")
     return value

@@ -61,15 +61,25 @@ class PolicySpec:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class QueueSpec:
+    """Where a submitted job waits; no part of the job's id."""
+
+    pool: str = ""  # "" is: the smallest that can hold the model
+    priority: int = 0  # jobs of higher priority go first
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
     source: SourceSpec
     steps: tuple[StepSpec, ...]
     sink: SinkSpec
     policy: PolicySpec = dataclasses.field(default_factory=PolicySpec)
+    queue: QueueSpec = dataclasses.field(default_factory=QueueSpec)
     version: int = SPEC_VERSION
 
 
-_SECTIONS: dict[str, type[Any]] = {"source": SourceSpec, "sink": SinkSpec, "policy": PolicySpec}
+_SECTIONS: dict[str, type[Any]] = {"source": SourceSpec, "sink": SinkSpec, "policy": PolicySpec, "queue": QueueSpec}
+_OPTIONAL = ("policy", "queue")
 
 
 def load(path: str | Path) -> JobSpec:
@@ -82,12 +92,12 @@ def from_dict(given: dict[str, Any], where: str = "job.yaml") -> JobSpec:
     version = given.get("version", SPEC_VERSION)
     if not is_int(version) or version != SPEC_VERSION:
         fail(where, "version", f"spec version {version!r} is not {SPEC_VERSION}, the one this release reads")
-    check_known(given, ("version", "source", "steps", "sink", "policy"), where, "")
+    check_known(given, ("steps", "version", *_SECTIONS), where, "")
     sections: dict[str, Any] = {}
     for name, cls in _SECTIONS.items():
         if name in given:
             sections[name] = _build(cls, given[name], where, name)
-        elif name != "policy":
+        elif name not in _OPTIONAL:
             fail(where, name, "is missing")
     steps = given.get("steps")
     if not isinstance(steps, list) or not steps:
@@ -104,13 +114,13 @@ def to_dict(spec: JobSpec) -> dict[str, Any]:
         verb = kept.pop("verb")
         steps.append({verb: kept})
     plain = {"version": spec.version, "source": _plain(spec.source), "steps": steps, "sink": _plain(spec.sink)}
-    policy = _plain(spec.policy)
-    return plain | ({"policy": policy} if policy else {})
+    return plain | {name: kept for name in _OPTIONAL if (kept := _plain(getattr(spec, name)))}
 
 
 def identity(spec: JobSpec) -> dict[str, Any]:
     """`to_dict` without what may change between two runs of the same job: the part of a spec that the job's id covers."""
     plain = to_dict(spec)
+    plain.pop("queue", None)
     plain["sink"].pop("on_existing", None)
     plain.get("policy", {}).pop("max_rejects", None)  # raised to let a stopped job go on
     if not plain.get("policy", True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -27,7 +28,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "long_text": ("truncate", "chunk", "reject"),
 }
 _NOT_EMPTY = frozenset({"paths", "model", "text", "to"})
-_AT_LEAST = {"shard_rows": 1}  # every other number may be 0
+_AT_LEAST = {"shard_rows": 1, "priority": -math.inf}  # every other number may be 0
 _SINKS = {"lancedb": "lancedb://FOLDER/TABLE", "parquet": "parquet://FOLDER"}
 
 
@@ -52,7 +53,7 @@ _TYPES: dict[str, tuple[Callable[[object], bool], str]] = {
 
 def check_rules(spec: JobSpec, where: str) -> None:
     """Raise SpecError, naming `where` and the key, unless every value of a well-shaped spec of one step makes sense."""
-    for name in ("source", "sink", "policy"):
+    for name in ("source", "sink", "policy", "queue"):
         _check_values(getattr(spec, name), where, name)
     step = spec.steps[0]
     path = f"steps[0].{step.verb}"

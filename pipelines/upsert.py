@@ -36,8 +36,8 @@ TEXTS = {
 class Rows:
     """Some results: row by row an id, the inputs (a list per text column of the verb), and the adapter's columns."""
 
-    ids: list[str]
-    texts: list[list[str]]
+    ids: Sequence[str]
+    texts: Sequence[Sequence[str]]
     results: pa.RecordBatch
 
 

@@ -19,6 +19,10 @@ INPUTS = 4096
 NAME_CHARACTERS = 4096  # of a model, a revision, a table, a prompt
 LARGEST = 1 << 31
 
+_shortened = reprlib.Repr()
+_shortened.maxstring = _shortened.maxother = _shortened.maxlong = 80
+show = _shortened.repr  # what was found, short enough for a message
+
 # The arguments of each task, in order, for producers that give them by position.
 SHARD = ("version", "job", "shard", "generation", "recipe")
 REQUEST = ("version", "verb", "model", "inputs", "options", "into", "ids")
@@ -124,7 +128,7 @@ def request(given: dict[str, Any]) -> Request:
         raise BadMessage("model: is empty")
     _check_text("into", into)
     texts = _texts(inputs, verb)
-    options = _options(given["options"], verb) if "options" in given else _NO_OPTIONS
+    options = request_options(given["options"], verb) if "options" in given else _NO_OPTIONS
     if into:
         ids = _ids(ids, len(inputs))
         texts = texts + ids
@@ -161,7 +165,7 @@ def _ids(ids: object, count: int) -> list[str]:
         raise BadMessage(f"ids[{ids.index('')}]: is empty")
     if len(set(ids)) != count:
         twice = next(id for place, id in enumerate(ids) if id in ids[:place])
-        raise BadMessage(f"ids: {reprlib.repr(twice)} is there twice")
+        raise BadMessage(f"ids: {show(twice)} is there twice")
     return ids
 
 
@@ -182,7 +186,8 @@ def _check_size(texts: list[str], name: str = "inputs") -> None:
         )
 
 
-def _options(given: object, verb: str) -> RequestOptions:
+def request_options(given: object, verb: str) -> RequestOptions:
+    """The checked options of a request. Raises BadMessage naming the option."""
     if not isinstance(given, dict):
         _refuse("options", "an object", given)
     for name, value in given.items():
@@ -229,4 +234,4 @@ def _check_text(name: str, value: object) -> None:
 
 
 def _refuse(name: str, wanted: str, found: object) -> NoReturn:
-    raise BadMessage(f"{name}: expected {wanted}, found {reprlib.repr(found)}")
+    raise BadMessage(f"{name}: expected {wanted}, found {show(found)}")

@@ -12,12 +12,23 @@ import dataclasses
 import datetime
 import json
 import math
-import reprlib
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ..config.errors import BadMessage
-from .bodies import INPUT_BYTES, INPUTS, REQUEST, SHARD, VERSION, Request, RequestOptions, ShardPointer, request, shard
+from .bodies import (
+    INPUT_BYTES,
+    INPUTS,
+    REQUEST,
+    SHARD,
+    VERSION,
+    Request,
+    RequestOptions,
+    ShardPointer,
+    request,
+    shard,
+    show,
+)
 
 __all__ = [
     "INPUTS",
@@ -106,10 +117,10 @@ def decode(raw: bytes) -> Message:
         raise BadMessage("not Celery's message protocol 2: there is no task name in the headers")
     id = headers.get("id")
     if not isinstance(id, str) or not 0 < len(id) <= 255 or not id.isascii() or not id.isprintable():
-        raise BadMessage(f"headers.id: expected 1 to 255 printable ASCII characters, found {reprlib.repr(id)}")
+        raise BadMessage(f"headers.id: expected 1 to 255 printable ASCII characters, found {show(id)}")
     try:
         if task not in _TASKS:
-            raise BadMessage(f"unknown task {reprlib.repr(task)}; known: {', '.join(_TASKS)}")
+            raise BadMessage(f"unknown task {show(task)}; known: {', '.join(_TASKS)}")
         names, check = _TASKS[task]
         _check_delivery(headers, whole)
         body = check(_arguments(_body(whole.get("body"), properties.get("body_encoding")), names))
@@ -136,9 +147,9 @@ def _parsed(raw: bytes | str, what: str) -> Any:
 def _check_delivery(headers: dict[str, Any], whole: dict[str, Any]) -> None:
     kind, charset = whole.get("content-type"), whole.get("content-encoding")
     if kind != "application/json":
-        raise BadMessage(f"content-type {reprlib.repr(kind)} is not read, only application/json")
+        raise BadMessage(f"content-type {show(kind)} is not read, only application/json")
     if charset not in ("utf-8", "us-ascii", None):
-        raise BadMessage(f"content-encoding {reprlib.repr(charset)} is not read, only utf-8")
+        raise BadMessage(f"content-encoding {show(charset)} is not read, only utf-8")
     if headers.get("compression"):
         raise BadMessage("the body is compressed, which is not read")
     if headers.get("eta") is not None:
@@ -147,14 +158,14 @@ def _check_delivery(headers: dict[str, Any], whole: dict[str, Any]) -> None:
 
 def _body(body: object, encoding: object) -> Any:
     if not isinstance(body, str):
-        raise BadMessage(f"body: expected text, found {reprlib.repr(body)}")
+        raise BadMessage(f"body: expected text, found {show(body)}")
     if encoding == "base64":
         try:
             return _parsed(binascii.a2b_base64(body), "the body")
         except ValueError as error:
             raise BadMessage(f"the body is not base64: {error}") from None
     if encoding:
-        raise BadMessage(f"properties.body_encoding {reprlib.repr(encoding)} is not read, only base64 or none")
+        raise BadMessage(f"properties.body_encoding {show(encoding)} is not read, only base64 or none")
     return _parsed(body, "the body")
 
 
@@ -178,7 +189,7 @@ def _arguments(body: Any, names: tuple[str, ...]) -> dict[str, Any]:
         kwargs = dict(zip(names, args, strict=False)) | kwargs
     version = kwargs.get("version")
     if version.__class__ is not int or version != VERSION:  # to Python, true is 1
-        raise BadMessage(f"message version {reprlib.repr(version)} is not {VERSION}, the one this release reads")
+        raise BadMessage(f"message version {show(version)} is not {VERSION}, the one this release reads")
     return kwargs
 
 
@@ -195,5 +206,5 @@ def _expires(value: object) -> float:
         when = datetime.datetime.fromisoformat(value)  # pyright: ignore[reportArgumentType]
         seconds = (when if when.tzinfo else when.replace(tzinfo=datetime.UTC)).timestamp()
     except (ValueError, TypeError, OverflowError):
-        raise BadMessage(f"headers.expires: expected an ISO 8601 time, found {reprlib.repr(value)}") from None
+        raise BadMessage(f"headers.expires: expected an ISO 8601 time, found {show(value)}") from None
     return max(seconds, math.ulp(0.0))  # 0.0 would mean never

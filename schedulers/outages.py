@@ -24,6 +24,8 @@ FULL = "OOM command"  # in 6.2 a script's own error is wrapped in text, so redis
 # A server that starts, fails over, has no disk or runs something long: refusals that pass.
 PASSING = ("LOADING", "READONLY", "MISCONF", "MASTERDOWN", "NOREPLICAS", "BUSY ", "TRYAGAIN", "CLUSTERDOWN", FULL)
 
+DENIED = ("NOPERM", "executing the script can't")  # inside a script
+
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ def explained(error: redis.RedisError, url: str) -> BrokerError:
         return QueueFull(f"{where} has no memory left (maxmemory): wait for the workers, or give it more")
     if isinstance(error, AuthenticationError | AuthorizationError) or text.startswith(("WRONGPASS", "NOAUTH")):
         return BrokerError(f"{where} refuses this user: {text}; check user and password in LADING_BROKER_URL")
-    if isinstance(error, NoPermissionError):
+    if isinstance(error, NoPermissionError) or any(sign in text for sign in DENIED):
         return BrokerError(f"{where} does not let this user do that: {text}; deploy/redis has what each user needs")
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return BrokerError(

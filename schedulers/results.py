@@ -63,7 +63,7 @@ for place, key in ipairs(KEYS) do
   redis.call('SET', key, ARGV[place + 1], 'EX', ARGV[1])
   redis.call('PUBLISH', key, ARGV[place + 1])
 end"""
-_CALL_BYTES = 256 << 10  # larger calls are copied once more by the client, and keep others waiting
+_CALL_BYTES = 96 << 10  # larger calls are copied once more by the client, and keep others waiting
 
 
 def add(pipeline: Pipeline, encoded: Sequence[tuple[str, bytes]], ttl_s: int) -> None:

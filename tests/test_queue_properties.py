@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections import Counter
-from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from lading.config.errors import QueueFull
 from lading.schedulers.connection import Broker
-from lading.schedulers.queues import Lease, Queue
+from lading.schedulers.queues import Lease
 from tests.redis_server import RedisServer
 
 LIST = "lading.cpu.shards"
+AGO = st.integers(0, 5)
 
 
 @dataclasses.dataclass
@@ -52,11 +60,15 @@ class Model:
 class QueueMachine(RuleBasedStateMachine):
     """Each rule is a step of some worker, maybe of one that was thought dead: every lease ever made may be used again."""
 
-    leases = Bundle("leases")
-
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, broker: Broker) -> None:
         super().__init__()
-        self.queue, self.model, self.sent = queue, Model(), Counter[bytes]()
+        self.client, self.queue = broker.client, broker.queue(LIST)
+        self.model, self.sent = Model(), Counter[bytes]()
+        self.pulls: list[list[Lease]] = []
+
+    @initialize()
+    def begin(self) -> None:
+        self.send([1, 2, 3, 5, 8, 13], 0)
 
     @rule(lengths=st.lists(st.integers(0, 40), max_size=5), limit=st.sampled_from([0, 10]))
     def send(self, lengths: list[int], limit: int) -> None:
@@ -71,8 +83,9 @@ class QueueMachine(RuleBasedStateMachine):
         self.sent.update(raws)
         self.model.waiting += raws
 
-    @rule(target=leases, most=st.integers(1, 40), max_bytes=st.integers(0, 200))
-    def pull(self, most: int, max_bytes: int) -> list[Lease]:
+    @precondition(lambda self: self.model.waiting)
+    @rule(most=st.integers(1, 10), max_bytes=st.integers(0, 300))
+    def pull(self, most: int, max_bytes: int) -> None:
         expected = self.model.fits(most, max_bytes)
         taken = self.queue.pull(most, max_bytes)
         assert [lease.raw for lease in taken] == expected
@@ -80,31 +93,29 @@ class QueueMachine(RuleBasedStateMachine):
         del self.model.waiting[: len(taken)]
         now = self.model.tick()
         self.model.leased |= {lease.field: (now, lease) for lease in taken}
-        return taken
+        self.pulls.append(taken)
 
-    @rule(most=st.integers(1, 40))
-    def pull_and_vanish(self, most: int) -> None:
-        """The reply was lost: nobody holds these leases."""
-        self.pull(most, 1000)
-
-    @rule(leases=leases)
-    def ack(self, leases: list[Lease]) -> None:
-        held = self.held(leases)
+    @precondition(lambda self: self.pulls)
+    @rule(ago=AGO)
+    def ack(self, ago: int) -> None:
+        leases, held = self.held(ago)
         assert self.queue.ack(leases) == len(held)
         for lease in held:
             self.forget(lease)
             self.model.done.append(lease.raw)
 
-    @rule(leases=leases)
-    def renew(self, leases: list[Lease]) -> None:
-        held = self.held(leases)
+    @precondition(lambda self: self.pulls)
+    @rule(ago=AGO)
+    def renew(self, ago: int) -> None:
+        leases, held = self.held(ago)
         assert self.queue.renew(leases) == len(held)
         now = self.model.tick()
         self.model.leased |= {lease.field: (now, lease) for lease in held}
 
-    @rule(leases=leases)
-    def release(self, leases: list[Lease]) -> None:
-        held = self.held(leases)
+    @precondition(lambda self: self.pulls)
+    @rule(ago=AGO)
+    def release(self, ago: int) -> None:
+        leases, held = self.held(ago)
         assert self.queue.release(leases) == len(held)
         for lease in self.model.take_back([lease.field for lease in held]):
             if lease.suspect is not None:
@@ -117,20 +128,22 @@ class QueueMachine(RuleBasedStateMachine):
         for lease in self.model.take_back(due):
             self.model.deaths.setdefault(lease.raw, 0)
 
-    @rule(leases=leases, which=st.integers(0, 100))
-    def begin_alone(self, leases: list[Lease], which: int) -> None:
-        for lease in leases[which : which + 1]:
-            held = self.held([lease])
+    @precondition(lambda self: self.pulls)
+    @rule(ago=AGO, which=st.integers(0, 9))
+    def begin_alone(self, ago: int, which: int) -> None:
+        for lease in self.held(ago)[0][which : which + 1]:
+            held = lease.field in self.model.leased
             deaths = (lease.suspect or 0) + 1
             assert self.queue.begin_alone(lease) == (deaths if held else 0)
             if held:
                 self.model.deaths[lease.raw] = deaths
 
-    @rule(leases=consumes(leases), which=st.integers(0, 100))
-    def bury(self, leases: list[Lease], which: int) -> None:
-        for lease in leases[which : which + 1]:
-            held = self.held([lease])
-            assert self.queue.bury(lease, "why") == bool(held)
+    @precondition(lambda self: self.pulls)
+    @rule(ago=AGO, which=st.integers(0, 9))
+    def bury(self, ago: int, which: int) -> None:
+        for lease in self.held(ago)[0][which : which + 1]:
+            held = lease.field in self.model.leased
+            assert self.queue.bury(lease, "why") == held
             if held:
                 self.forget(lease)
                 self.model.dead.insert(0, lease.raw)
@@ -153,31 +166,28 @@ class QueueMachine(RuleBasedStateMachine):
         dead = [letter.raw for letter in self.queue.dead()]
         assert dead == model.dead
         assert Counter([*self.queue.snapshot(), *dead, *model.done]) == self.sent
+        held_against = {hashlib.sha1(raw).hexdigest().encode(): b"%d" % deaths for raw, deaths in model.deaths.items()}
+        assert self.client.hgetall(f"strikes:{LIST}") == held_against
 
-    def held(self, leases: list[Lease]) -> list[Lease]:
-        return [lease for lease in leases if lease.field in self.model.leased]
+    def held(self, ago: int) -> tuple[list[Lease], list[Lease]]:
+        """The leases of a pull so many pulls ago, and those of them that still count."""
+        leases = self.pulls[-1 - ago % len(self.pulls)]
+        return leases, [lease for lease in leases if lease.field in self.model.leased]
 
     def forget(self, lease: Lease) -> None:
         del self.model.leased[lease.field]
         self.model.deaths.pop(lease.raw, None)
 
 
-@pytest.fixture
-def fresh(redis_server: RedisServer) -> Callable[[], Queue]:
-    """An empty queue, each time it is called."""
+def test_no_message_is_lost_or_doubled(redis_server: RedisServer) -> None:
+    """Under any order of steps by any holders of leases, old or current, the queue does what its model does."""
     broker = Broker.connect(redis_server.url)
 
-    def make() -> Queue:
+    def empty() -> QueueMachine:
         broker.client.flushdb()
-        return broker.queue(LIST)
+        return QueueMachine(broker)
 
-    return make
-
-
-def test_no_message_is_lost_or_doubled(fresh: Callable[[], Queue]) -> None:
-    """Under any order of steps by any holders of leases, old or current, the queue does what its model does."""
-    check = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-    run_state_machine_as_test(
-        lambda: QueueMachine(fresh()),
-        settings=settings(max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=check),
+    effort = settings(
+        max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
+    run_state_machine_as_test(empty, settings=effort)

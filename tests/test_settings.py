@@ -38,9 +38,14 @@ def test_environment_is_read_by_type():
     """Variables are text and become the type of their setting; every one of them can be set."""
     given = {"batch_tokens_cpu": "1", "batch_tokens_cuda": "2", "window_tokens": "3", "threads": "4"}
     given |= {"fold_interval_s": "0.5", "cache_dir": "/c", "offline": "TRUE", "broker_url": "redis://q", "lease_s": "9"}
+    given |= {"max_waiting_requests": "5", "result_ttl_s": "6", "jobs": "s3://b/jobs/", "sweep_interval_s": "3"}
+    given |= {"grace_s": "2", "roots": "/m"}
     found = settings.load({f"LADING_{key.upper()}": value for key, value in given.items()})
-    assert dataclasses.astuple(found) == (1, 2, 3, 4, 0.5, Path("/c"), True, "redis://q", 9.0)
+    expected = (1, 2, 3, 4, 0.5, Path("/c"), True, "redis://q", 9.0, "s3://b/jobs", 3.0, 2.0, 6, 5, "/m")
+    assert dataclasses.astuple(found) == expected
     assert settings.load({"XDG_CACHE_HOME": "/x"}).cache_dir == Path("/x/lading")
+    assert settings.load({"XDG_DATA_HOME": "/x"}).jobs == "/x/lading/jobs"
+    assert settings.load({"LADING_JOBS": "~/jobs"}).jobs == str(Path("~/jobs").expanduser())
 
 
 @pytest.mark.parametrize(
@@ -64,7 +69,7 @@ def test_a_wrong_file_names_file_and_key(tmp_path: Path, text: str, message: str
 def test_a_wrong_folder_is_said(tmp_path: Path):
     """A folder that is not there, has no settings.yaml, or has one under another name is never taken for empty."""
     environ = {"LADING_CONFIG_DIR": str(tmp_path)}
-    with pytest.raises(UsageError, match=r"has no settings\.yaml"):
+    with pytest.raises(UsageError, match=r"has neither settings\.yaml nor pools\.yaml"):
         settings.load(environ)
     (tmp_path / "setting.yml").write_text("threads: 1")
     with pytest.raises(UsageError, match=r"setting\.yml: not a file Lading reads; did you mean 'settings\.yaml'"):

@@ -67,6 +67,8 @@ REFUSED = {
     "list of numbers": (changed(source={"keep": [1]}), "source.keep: expected a list of texts"),
     "null": (changed(encode={"dims": None}), "steps[0].encode.dims: expected a whole number, found nothing"),
     "negative": (changed(policy={"max_rejects": -1}), "policy.max_rejects: must be at least 0, found -1"),
+    "unknown key of queue": (changed(queue={"pol": "gpu"}), "queue.pol: unknown key; did you mean 'pool'?"),
+    "priority of words": (changed(queue={"priority": "high"}), "queue.priority: expected a whole number, found 'high'"),
     "no rows a shard": (changed(policy={"shard_rows": 0}), "policy.shard_rows: must be at least 1, found 0"),
     "bad choice": (
         changed(encode={"precision": "float31"}),
@@ -272,7 +274,11 @@ def test_plain_data_and_back_is_the_same_spec(spec: JobSpec):
 def test_identity_ignores_how_it_was_written_and_on_existing():
     """Spelling a default out, `path` for `paths` and on_existing make no other job; anything else does."""
     same = changed(
-        source={"limit": 0}, encode={"dims": 0, "prompt": "document"}, sink={"on_existing": "append"}, policy={}
+        source={"limit": 0},
+        encode={"dims": 0, "prompt": "document"},
+        sink={"on_existing": "append"},
+        policy={},
+        queue={"pool": "gpu", "priority": -3},
     )
     same["source"]["paths"] = [same["source"].pop("path")]
     assert specs.identity(specs.from_dict(same)) == specs.identity(specs.from_dict(SMALL))

@@ -128,8 +128,8 @@ class Zygote:
 
 
 def _warm() -> None:
-    import celery.bin.celery
-    import kombu.transport.redis
+    import celery.bin.celery  # noqa: F401
+    import kombu.transport.redis  # noqa: F401
     import s3fs  # noqa: F401
     import transformers.models.bert.modeling_bert  # noqa: F401  or each child imports it for itself
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping

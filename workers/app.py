@@ -47,7 +47,7 @@ class Consume(bootsteps.StartStopStep):
         threading.excepthook = _end_at_once
         broker = Broker.connect(settings.broker_url)
         self.worker = Worker(
-            pool, settings, broker, Registry.at(settings.jobs), device=os.environ.get("LADING_DEVICE", "")
+            pool, settings, broker, Registry(settings.jobs), device=os.environ.get("LADING_DEVICE", "")
         )
         self.worker.start()
 
@@ -73,7 +73,7 @@ class Consume(bootsteps.StartStopStep):
             worker.stop(0.0, hurry)
 
 
-app.steps["worker"].add(Consume)
+app.steps["worker"].add(Consume)  # pyright: ignore[reportOptionalSubscript]
 
 
 @worker_init.connect

@@ -16,8 +16,7 @@ from ..config.errors import BadMessage, LadingError, ModelError, ShardError
 from ..config.failpoints import failpoint
 from ..pipelines.job import resolve_step
 from ..pipelines.manifest import Work
-from ..pipelines.open_job import Job, open_job
-from ..pipelines.output import output_paths
+from ..pipelines.open_job import Job
 from ..pipelines.records import Rows
 from ..pipelines.registry import Registry, UnknownJob
 from ..pipelines.strikes import BEGUN, DEATHS, READING, Strikes, Struck
@@ -146,7 +145,7 @@ class Desk:
         opened = self._open.get(pointer.job)
         if opened is None:
             entry = self.registry.find(pointer.job)
-            job, folding = (open_job(output_paths(entry.output), entry.job) for _ in range(2))
+            job, folding = entry.open(), entry.open()
             strikes = Strikes(job.manifest.folder, self.who, self.living)
             opened = self._open[pointer.job] = OpenJob(job, folding, strikes, self.residents)
         if pointer.recipe != opened.job.recipe.hash:

@@ -65,8 +65,10 @@ class Folds:
                 with opened.lock:
                     opened.unfolded += waiting  # whoever has its turn takes ours too; if it dies, the next turn is ours
                 return
-            settle(opened.folding, self._registry, self._broker)
+            standing = settle(opened.folding, self._registry, self._broker)
             self._beat()
+            if standing.state != "running":
+                self._desk.close(opened.job.id)
         except LadingError as error:
             log.error("job %s: %s", opened.job.id, error)
             with opened.lock:

@@ -7,12 +7,15 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..adapters import Adapter
 from ..config.checkpoint import locate, resolve
 from ..config.errors import ModelError, UsageError
 from ..config.recipe import Recipe
 from ..config.roots import check_under
+from ..pipelines import upsert
+from ..pipelines.output import output_paths
 from ..schedulers.bodies import RequestOptions
 from .residents import Residents
 
@@ -23,21 +26,27 @@ REMEMBERED_S = 60.0  # a checkpoint that is changed in its folder is seen after 
 class _Settled:
     recipe: Recipe
     folder: Path
+    model: dict[str, Any]  # what a table's metadata says of the checkpoint
     at: float
 
 
 class RequestedModels:
-    """From what a request names to a model. `roots`: where folders may lie (config/roots.py)."""
+    """From what a request names to a model, or to a table. `roots`: where folders may lie (config/roots.py)."""
 
     def __init__(self, residents: Residents, roots: Sequence[str], precisions: Sequence[str]) -> None:
         self._residents, self._roots, self._precisions = residents, roots, precisions
         self._lock = threading.Lock()
         self._known: dict[tuple[str, str, RequestOptions], _Settled] = {}
 
-    def __call__(self, verb: str, model: str, options: RequestOptions) -> tuple[Recipe, Adapter]:
+    def __call__(self, verb: str, model: str, options: RequestOptions) -> tuple[Recipe, Adapter, dict[str, Any]]:
         """Raises ModelError or UsageError, in words for whoever asked."""
         settled = self._settle(verb, model, options)
-        return settled.recipe, self._residents.get(settled.recipe, settled.folder)
+        return settled.recipe, self._residents.get(settled.recipe, settled.folder), settled.model
+
+    def check_table(self, url: str) -> None:
+        """Raises UsageError unless rows may be put into this table by requests."""
+        upsert.check(url)
+        check_under(output_paths(url).data, self._roots, "the table")
 
     def _settle(self, verb: str, model: str, options: RequestOptions) -> _Settled:
         key = (verb, model, options)
@@ -56,7 +65,9 @@ class RequestedModels:
         recipe = resolve(checkpoint, task=verb, **fields)
         if recipe.long_text == "chunk":
             raise ModelError("a request's texts are not chunked: long_text is truncate or reject")
-        settled = _Settled(recipe, checkpoint.folder, time.monotonic())
+        said = {"model": model, "folder": str(checkpoint.folder), "origin": checkpoint.origin}
+        said |= {"revision": checkpoint.revision, "prompt": options.prompt}
+        settled = _Settled(recipe, checkpoint.folder, said, time.monotonic())
         with self._lock:
             self._known[key] = settled
         return settled

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -19,11 +20,12 @@ from ..adapters import Adapter
 from ..config.errors import BadMessage, LadingError, ModelError, UsageError
 from ..config.failpoints import failpoint
 from ..config.recipe import Recipe
-from ..schedulers.messages import Message, Request, RequestOptions, decode
+from ..schedulers.messages import Request, RequestOptions, decode
 from ..schedulers.outages import patiently
 from ..schedulers.queues import Lease, Queue
 from ..schedulers.results import Failure
-from .answers import Answers, Group, Member
+from .answers import Answers
+from .groups import Asked, Group, Member
 from .leases import Leases
 from .packer import Packing
 from .parts import Chosen, Items, cost_of
@@ -35,9 +37,8 @@ PULL_BYTES = 1 << 20
 DEATHS = 3  # of processes that ran a request alone, then it goes to the dead letters
 BUDGETS_AHEAD = 4  # batches' worth of prepared requests; what is beyond stays in the queue, for other workers
 
-Models = Callable[
-    [str, str, RequestOptions], tuple[Recipe, Adapter]
-]  # verb, model, options; raises ModelError, UsageError
+# verb, model, options; raises ModelError, UsageError
+Models = Callable[[str, str, RequestOptions], tuple[Recipe, Adapter, dict[str, Any]]]
 
 
 @dataclasses.dataclass(slots=True)
@@ -56,6 +57,7 @@ class RequestLane:
         queue: Queue,
         leases: Leases,
         models: Models,
+        check_table: Callable[[str], None],
         answers: Answers,
         *,
         budget: int,
@@ -63,9 +65,10 @@ class RequestLane:
         bell: threading.Event,
         stopping: threading.Event,
     ) -> None:
-        """`budget`: cost of a batch; `most`: messages pulled at once; `bell` is rung when something waits for the engine."""
-        self.alone: deque[tuple[Lease, Message]] = deque()  # under suspicion
-        self._queue, self._leases, self._models, self._answers = queue, leases, models, answers
+        """`check_table` raises UsageError for a table that this worker does not write to; `budget`: cost of a batch; `most`: messages pulled at once; `bell` is rung when something waits for the engine."""
+        self.alone: deque[Asked] = deque()  # under suspicion
+        self._queue, self._leases, self._answers = queue, leases, answers
+        self._models, self._check_table = models, check_table
         self._budget, self._most, self._bell, self._stopping = budget, most, bell, stopping
         self._lock = threading.Lock()
         self._lines: dict[int, _Line] = {}  # by id of the adapter
@@ -116,15 +119,16 @@ class RequestLane:
 
     def run_alone(self, run: Callable[[Items], object]) -> None:
         """The oldest of those under suspicion, with nothing beside it; given up after DEATHS processes died of it."""
-        lease, message = self.alone.popleft()
-        deaths = self._queue.begin_alone(lease)
+        asked = self.alone[0]
+        deaths = self._queue.begin_alone(asked.lease)
+        self.alone.popleft()
         if not deaths:
-            self._leases.forget(self._queue, [lease])
+            self._leases.forget(self._queue, [asked.lease])
         elif deaths > DEATHS:
             reason = f"{DEATHS} processes died while they ran this request alone"
-            self._answers.fail([(lease, message)], Failure("RequestFailed", reason), ack=False)
-            self._leases.bury(self._queue, lease, reason)
-        elif (group := self._group([(lease, message)])) is not None:
+            self._answers.fail_id(asked.id, Failure("RequestFailed", reason))
+            self._leases.bury(self._queue, asked.lease, reason)
+        elif (group := self._group([asked])) is not None:
             run(group)
             self._answers.give(group)
 
@@ -149,21 +153,22 @@ class RequestLane:
             return
         failpoint("requests.leased")
         self._leases.hold(self._queue, pulled)
-        together: dict[tuple[object, ...], list[tuple[Lease, Message]]] = {}
+        together: dict[tuple[object, ...], list[Asked]] = {}
         for lease in pulled:
-            if (message := self._read(lease)) is None:
+            if (asked := self._read(lease)) is None:
                 continue
             if lease.suspect is not None:
-                self.alone.append((lease, message))
+                self.alone.append(asked)
                 self._bell.set()
                 continue
-            asked: Request = message.body  # pyright: ignore[reportAssignmentType]  _read saw to it
-            together.setdefault((asked.verb, asked.model, asked.options, bool(asked.into)), []).append((lease, message))
+            request = asked.request
+            key = (request.verb, request.model, request.options, bool(request.into))
+            together.setdefault(key, []).append(asked)
         for members in together.values():
             if (group := self._group(members)) is not None:
                 self._enter(group)
 
-    def _read(self, lease: Lease) -> Message | None:
+    def _read(self, lease: Lease) -> Asked | None:
         try:
             message = decode(lease.raw)
             if not isinstance(message.body, Request):
@@ -176,25 +181,40 @@ class RequestLane:
         if message.expires and message.expires < time.time():  # whoever waited for it has gone
             self._leases.done(self._queue, [lease])
             return None
-        return message
+        asked = Asked(lease, message.id, message.body)
+        if asked.request.into:
+            try:
+                self._check_table(asked.request.into)
+            except UsageError as error:
+                self._answers.fail([asked], Failure(type(error).__name__, str(error)))
+                return None
+        return asked
 
-    def _group(self, asked: list[tuple[Lease, Message]]) -> Group | None:
+    def _group(self, asked: list[Asked]) -> Group | None:
         """Prepared together; None where there is nothing to run, and they are answered."""
-        first: Request = asked[0][1].body  # pyright: ignore[reportAssignmentType]
+        first = asked[0].request
         try:
-            recipe, adapter = self._models(first.verb, first.model, first.options)
+            recipe, adapter, model = self._models(first.verb, first.model, first.options)
         except (ModelError, UsageError) as error:
             self._answers.fail(asked, Failure(type(error).__name__, str(error)))
             return None
         members: list[Member] = []
-        inputs: list[str] | list[tuple[str, str]] = []
-        for lease, message in asked:
-            request: Request = message.body  # pyright: ignore[reportAssignmentType]
-            members.append(Member(lease, message, len(inputs), len(request.inputs)))
-            inputs.extend(request.inputs)  # pyright: ignore[reportArgumentType]
+        inputs: list[str | tuple[str, str]] = []
+        for one in asked:
+            members.append(Member(one, len(inputs), len(one.request.inputs)))
+            inputs.extend(one.request.inputs)
         prepared = adapter.prepare(_columns(inputs, adapter.inputs))
         packing = Packing(prepared.costs, self._budget)
-        group = Group(adapter, prepared, len(prepared.costs), recipe=recipe, members=members, packing=packing)
+        group = Group(
+            adapter,
+            prepared,
+            len(prepared.costs),
+            recipe=recipe,
+            model=model,
+            members=members,
+            packing=packing,
+            into=bool(first.into),
+        )
         if not group.missing:
             self._answers.give(group)
             return None
@@ -213,7 +233,7 @@ class RequestLane:
         self._bell.set()
 
 
-def _columns(inputs: Sequence[str] | Sequence[tuple[str, str]], count: int) -> list[pa.Array]:
+def _columns(inputs: Sequence[str | tuple[str, str]], count: int) -> list[pa.Array]:
     if count == 1:
         return [pa.array(inputs, pa.string())]
     return [pa.array([one[place] for one in inputs], pa.string()) for place in range(count)]

@@ -62,12 +62,20 @@ class Worker:
         budget = pool.batch_tokens or settings.batch_tokens(device)
         streams = adapters.streams(device, settings.threads)
         self.engine = Engine(streams, budget, settings.window(budget), self.stopping, on_batch=self.leases.beat)
-        self.answers = Answers(broker, self.requests, self.leases, settings.result_ttl_s, self.stopping)
+        self.answers = Answers(
+            broker,
+            self.requests,
+            self.leases,
+            self.stopping,
+            ttl_s=settings.result_ttl_s,
+            interval_s=settings.fold_interval_s,
+        )
         models = RequestedModels(self.residents, roots.parse(settings.roots), pool.precisions)
         self.lane = RequestLane(
             self.requests,
             self.leases,
             models,
+            models.check_table,
             self.answers,
             budget=budget,
             most=pool.pull_requests,
@@ -208,8 +216,10 @@ class Worker:
 
     def _keep(self) -> None:
         """Sign of life, renewals, and what others' deaths left behind."""
-        while not self.stopping.wait(self.settings.lease_s / RENEWALS):
+        while True:
             patiently(self._keep_once, self.stopping)
+            if self.stopping.wait(self.settings.lease_s / RENEWALS):
+                return
 
     def _keep_once(self) -> None:
         self.broker.alive(self.pool.name, self.name)

@@ -17,14 +17,12 @@ import redis
 from lading.config.errors import BrokerError
 from lading.pipelines.job import draft, start
 from lading.pipelines.manifest import Manifest
-from lading.pipelines.open_job import open_job
 from lading.pipelines.output import output_paths
 from lading.pipelines.registry import Entry, Registry
 from lading.pipelines.spec import JobSpec
 from lading.pipelines.sweep import settle
 from lading.schedulers.connection import Broker, workers_key
 from lading.schedulers.messages import Request, ShardPointer, decode, request_message, shard_message
-from lading.schedulers.outages import passes
 from tests.chaos.fleet import Fleet, until
 from tests.crash import jobs
 from tests.redis_server import RedisServer
@@ -63,7 +61,7 @@ class Rig:
         self.broker = Broker.connect(server.url)
         self.shards = self.broker.queue(f"lading.{POOL}.shards")
         self.requests = self.broker.queue(f"lading.{POOL}.requests")
-        self.registry = Registry.at(f"{root}/jobs")
+        self.registry = Registry(f"{root}/jobs")
         self.ran = folder / "ran"
         self.ran.touch()
         environment = {
@@ -85,7 +83,15 @@ class Rig:
     def submit(self, spec: JobSpec, *, copies: int = 1) -> str:
         """Register the job and send its shards, each message so many times; its id."""
         job = start(draft(spec))
-        self.registry.add(Entry(job.id, job.sink.output.url, POOL, job.recipe.hash))
+        entry = Entry(
+            job=job.id,
+            output=job.sink.output.url,
+            pool=POOL,
+            recipe=job.recipe.hash,
+            priority=0,
+            created=time.time(),
+        )
+        self.registry.add(entry)
         self._send(job, copies)
         return job.id
 
@@ -107,10 +113,10 @@ class Rig:
         with contextlib.suppress(BrokerError):
             for queue in (self.shards, self.requests):
                 queue.restore(LEASE_S)
-            for name in self.registry.folder.names("open"):
-                id = name.removesuffix(".json")
+            for entry in self.registry.list_open():
+                id = entry.job
                 if id not in self._open:
-                    self._open[id] = open_job(output_paths(self.registry.find(id).output), id)
+                    self._open[id] = entry.open()
                 if settle(self._open[id], self.registry, self.broker).state == "running":
                     self._send(self._open[id])
         self._swept = time.monotonic()
@@ -145,7 +151,7 @@ class Rig:
         return len(output_paths(spec.sink.to).job(job).names("markers"))
 
     def ended(self, job: str) -> bool:
-        return self.registry.folder.exists(f"closed/{job}.json")
+        return not self.registry.is_open(job)
 
     def finish(self, *ids: str) -> None:
         """Wait for the end of these jobs, with nobody disturbed any more."""
@@ -154,7 +160,7 @@ class Rig:
 
     def state(self) -> str:
         with contextlib.suppress(BrokerError):
-            names = self.registry.folder.names("open")
+            names = [entry.job for entry in self.registry.list_open()]
             return f"{self.shards.counts()} {self.requests.counts()} open: {names} deaths: {self.fleet.deaths}"
         return "no broker"
 
@@ -183,10 +189,9 @@ class Rig:
         assert self.broker.client.zcard(workers_key(POOL)) <= self.fleet.deaths.total()  # the dead are forgotten later
         counts = self.shards.counts(), self.requests.counts()
         assert all(one.waiting == one.in_flight == one.dead == 0 for one in counts), counts
-        assert self.registry.folder.names("open") == []
-        for name in self.registry.folder.names("closed"):
-            entry = self.registry.find(name.removesuffix(".json"))
-            files, folder = fsspec.url_to_fs(output_paths(entry.output).job(entry.job).url)
+        assert self.registry.list_open() == []
+        for entry in self.registry.list_closed():
+            files, folder = fsspec.url_to_fs(entry.place.job(entry.job).url)
             assert files.find(f"{folder}/strikes") == []
 
     def _settled(self) -> bool:

@@ -168,9 +168,9 @@ class Worker:
             self.leases.forget(self.shards, [one.lease])
         else:
             failpoint("shard.published")
+            one.of.strikes.clear(*one.place)  # while it is leased: whoever comes after a death here does this again
             self.leases.done(self.shards, [one.lease])
             failpoint("shard.acknowledged")
-            one.of.strikes.clear(*one.place)
             self.folds.published(one.of)
         self.feed.settled(one)
         self.leases.beat()

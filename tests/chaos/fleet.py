@@ -14,6 +14,7 @@ from typing import Any
 from tests.zygote import Child, Zygote
 
 KILLED = -signal.SIGKILL
+READY = "works for pool"
 DEADLINE_S = 240.0  # for anything: only a defect takes so long
 LOOK_S = 0.02
 
@@ -23,6 +24,10 @@ class Worker:
     child: Child
     point: str  # where it is to die or freeze, "" nowhere
     killed: bool = False  # by the test, from outside
+
+    def ready(self) -> bool:
+        """Whether it has begun to pull, and takes a SIGTERM for what it is."""
+        return READY in self.child.log()
 
 
 class Fleet:
@@ -52,9 +57,9 @@ class Fleet:
         for worker in list(self.workers):
             code = worker.child.poll()
             if code is not None:
+                self.workers.remove(worker)
                 assert code == KILLED, f"a worker ended by itself with {code}:\n{worker.child.log()}"
                 self.deaths[worker.point.partition("=")[0] if not worker.killed else ""] += 1
-                self.workers.remove(worker)
         while len(self.workers) < self.size:
             self.start(self.points.popleft() if self.points else "")
 
@@ -69,6 +74,7 @@ class Fleet:
 
     def retire(self, worker: Worker) -> str:
         """SIGTERM: it must end with 0. What it said."""
+        until(worker.ready, worker.child.log)
         worker.child.terminate()
         code = worker.child.wait()
         assert code == 0, worker.child.log()
@@ -78,17 +84,17 @@ class Fleet:
     def stop(self) -> None:
         """All of them, in good order."""
         for worker in self.workers:
+            until(worker.ready, worker.child.log)
             worker.child.terminate()
-        for worker in self.workers:
+        while self.workers:
+            worker = self.workers.pop()
             code = worker.child.wait()
             assert code == 0 or (worker.point and code == KILLED), f"{code}: {worker.child.log()}"
-        self.workers.clear()
 
     def abandon(self) -> None:
         """After a failure: leave nobody behind."""
-        for worker in self.workers:
-            worker.child.kill()
-        self.workers.clear()
+        while self.workers:
+            self.workers.pop().child.kill()
 
     def said(self) -> str:
         """The logs of all that ever were, for a test that failed."""

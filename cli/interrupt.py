@@ -14,8 +14,8 @@ SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it, and leaving at once skips
 
 
 @contextmanager
-def orderly_stop() -> Generator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets. The second leaves the process with 130 (SIGTERM: 143).
+def orderly_stop(asked: bytes = ASKED) -> Generator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets, which says `asked`. The second leaves the process with 130 (SIGTERM: 143).
 
     Leaving means leaving: threads may be inside a kernel for seconds, and nothing needs to be tidied up, since what
     is not published does not count.
@@ -28,7 +28,7 @@ def orderly_stop() -> Generator[threading.Event]:
                 os.write(2, SHOW_CURSOR)
             os._exit(128 + signum)
         stop.set()
-        os.write(2, ASKED)  # a handler may not touch buffered streams: they could be in the middle of a write
+        os.write(2, asked)  # a handler may not touch buffered streams: they could be in the middle of a write
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

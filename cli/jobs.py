@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..config.words import counted
 from . import options as opt
 from .interrupt import orderly_stop
 from .progress import reporting
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 DRY_RUN: tuple[opt.Decorator, ...] = (
     click.option("--dry-run", is_flag=True, help="Show what would run, as lading plan does; write nothing."),
 )
-ENDING = (*opt.RUN, *DRY_RUN, *opt.JSON, *opt.QUIET)
+SUBMIT: tuple[opt.Decorator, ...] = (
+    click.option("--submit", is_flag=True, help="Queue the job for a pool's workers instead of running it here."),
+)
+ENDING = (*opt.RUN, *DRY_RUN, *SUBMIT, *opt.QUEUE, *opt.JSON, *opt.QUIET)
 
 
 @click.command()
@@ -70,7 +74,7 @@ def extract(**given: Any) -> int:
 @opt.options(opt.LIMIT, opt.VECTOR, ENDING)
 def run(job: str, **given: Any) -> int:
     """Run the job that a YAML file declares. The same command resumes it."""
-    return _carry_out(_declared(job, given), given)
+    return _carry_out(declared(job, given), given)
 
 
 @click.command()
@@ -81,7 +85,7 @@ def plan(job: str, **given: Any) -> int:
 
     Checks all that run checks, then prints rows, shards, sampled tokens, bytes out and where the model came from.
     """
-    return _show(_declared(job, given), as_json=given["as_json"])
+    return _show(declared(job, given), as_json=given["as_json"])
 
 
 VERBS = (encode, score, extract, run, plan)
@@ -91,7 +95,7 @@ def _quick(verb: str, given: dict[str, Any]) -> int:
     return _carry_out(opt.quick_spec(verb, given), given)
 
 
-def _declared(path: str, given: dict[str, Any]) -> JobSpec:
+def declared(path: str, given: dict[str, Any]) -> JobSpec:
     from ..pipelines.spec import load
 
     return opt.override(load(path), given)
@@ -102,6 +106,8 @@ def _carry_out(spec: JobSpec, given: dict[str, Any]) -> int:
     as_json, quiet = given["as_json"], given["quiet"]
     if given["dry_run"]:
         return _show(spec, as_json=as_json)
+    if given["submit"]:
+        return enqueue(spec, given)
     from ..pipelines.job import draft
 
     drafted = draft(spec)  # a wrong spec is refused before torch is loaded
@@ -123,6 +129,32 @@ def _carry_out(spec: JobSpec, given: dict[str, Any]) -> int:
     elif not quiet or summary.exit_code:
         click.echo("\n".join(summary.lines()), err=bool(quiet))
     return summary.exit_code
+
+
+def enqueue(spec: JobSpec, given: dict[str, Any]) -> int:
+    """Check, submit and say where the job is."""
+    from ..config.errors import UsageError
+    from ..config.settings import load
+    from ..pipelines.job import draft
+    from ..pipelines.submit import Queues, submit
+
+    for name in ("batch_tokens", "threads"):
+        if given.get(name):
+            raise UsageError(
+                f"--{name.replace('_', '-')} is for a run here; the workers of a pool have theirs in pools.yaml"
+            )
+    device = "" if given["device"] == "auto" else given["device"].partition(":")[0]
+    queues = Queues.of(load())
+    done = submit(draft(spec), queues, device=device)
+    if given["as_json"]:
+        click.echo(json.dumps(done.to_dict()))
+    elif done.state == "nothing to do":
+        click.echo(f"nothing to do: job {done.job} is finished, in {done.output}")
+    elif not given["quiet"]:
+        sent = counted(done.sent, "shard", of=done.shards)
+        click.echo(f"submitted: job {done.job}, {sent} sent to pool {done.pool}\n  manifest: {done.manifest}")
+        click.echo(f"  lading watch {done.job}", err=True)
+    return 0
 
 
 def _show(spec: JobSpec, *, as_json: bool) -> int:

@@ -134,6 +134,18 @@ RUN: tuple[Decorator, ...] = (
     click.option("--threads", metavar="N", type=COUNT, help="CPU threads of the model.  [default: all cores]"),
 )
 
+# Of a job that is submitted.
+QUEUE: tuple[Decorator, ...] = (
+    click.option(
+        "--pool",
+        metavar="NAME",
+        help="Whose workers do it (pools.yaml).  [default: the smallest that can hold the model]",
+    ),
+    click.option(
+        "--priority", metavar="N", type=int, help="Higher ones go first; equal ones share the pool.  [default: 0]"
+    ),
+)
+
 JSON: tuple[Decorator, ...] = (click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts."),)
 QUIET: tuple[Decorator, ...] = (
     click.option("-q", "--quiet", is_flag=True, help="Neither progress nor summary; errors still come."),
@@ -160,7 +172,7 @@ def text(*, of: str, default: str = "") -> tuple[Decorator, ...]:
 
 def quick_spec(verb: str, given: Mapping[str, Any]) -> JobSpec:
     """The job that a quick verb's options describe. `given` holds the options by field name."""
-    from ..pipelines.spec import JobSpec, PolicySpec, SinkSpec, SourceSpec, StepSpec
+    from ..pipelines.spec import JobSpec, PolicySpec, QueueSpec, SinkSpec, SourceSpec, StepSpec
 
     step = StepSpec(verb=verb, **_fields(StepSpec, given))
     return JobSpec(
@@ -168,18 +180,20 @@ def quick_spec(verb: str, given: Mapping[str, Any]) -> JobSpec:
         steps=(step,),
         sink=SinkSpec(**_fields(SinkSpec, given)),
         policy=PolicySpec(**_fields(PolicySpec, given)),
+        queue=QueueSpec(**_fields(QueueSpec, given)),
     )
 
 
 def override(spec: JobSpec, given: Mapping[str, Any]) -> JobSpec:
     """The same job with the options that were given in place of what its file says."""
-    from ..pipelines.spec import SinkSpec, SourceSpec, StepSpec
+    from ..pipelines.spec import QueueSpec, SinkSpec, SourceSpec, StepSpec
 
     return dataclasses.replace(
         spec,
         source=dataclasses.replace(spec.source, **_fields(SourceSpec, given)),
         steps=tuple(dataclasses.replace(step, **_fields(StepSpec, given)) for step in spec.steps),
         sink=dataclasses.replace(spec.sink, **_fields(SinkSpec, given)),
+        queue=dataclasses.replace(spec.queue, **_fields(QueueSpec, given)),
     )
 
 

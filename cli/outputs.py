@@ -14,6 +14,7 @@ from . import options as opt
 from .progress import duration
 
 if TYPE_CHECKING:
+    from ..pipelines.registry import Registry
     from ..pipelines.report import FailedShard, JobStatus
 
 FAILED = "failed-shard"  # beside the codes of rejects (pipelines/records.py), for `rejects --json`
@@ -21,21 +22,66 @@ OUTPUT = click.argument("output", metavar="OUTPUT")
 
 
 @click.command()
-@OUTPUT
+@click.argument("job", metavar="[JOB|OUTPUT]", required=False)
 @opt.options(opt.JSON)
-def status(output: str, as_json: bool) -> None:
-    """Show how far the jobs of OUTPUT are.
+def status(job: str | None, as_json: bool) -> None:
+    """Show how far jobs are.
 
-    Rows done and rejected, rate and time left, newest job first.
+    Of one submitted JOB, or of all jobs of OUTPUT, newest first: rows done and rejected, rate and time left. Of neither: a table of
+    submitted jobs and of pools.
     """
+    if job is None:
+        _overview(as_json=as_json)
+        return
     from ..pipelines.report import status as status_of
 
-    found = status_of(output)
+    output, entry = _registry().place(job)
+    found = status_of(output, entry.job, limited=entry.limited) if entry else status_of(output)
     if as_json:
         click.echo(json.dumps([one.to_dict() for one in found]))
         return
     for one in found:
         click.echo("\n".join(_status_lines(one)))
+
+
+def _registry() -> Registry:
+    from ..config.settings import load
+    from ..pipelines.registry import Registry
+
+    return Registry(load().jobs)
+
+
+def _overview(*, as_json: bool) -> None:
+    from ..config.errors import BrokerError
+    from ..config.settings import load
+    from ..pipelines.steering import job_lines, pool_lines
+    from ..pipelines.submit import Queues
+
+    queues = Queues.of(load())
+    jobs, fault = job_lines(queues.registry), ""
+    try:
+        pools = pool_lines(queues)
+    except BrokerError as error:  # the jobs' files are there all the same
+        pools, fault = [], str(error)
+    if as_json:
+        whole = {"jobs": [one.to_dict() for one in jobs], "pools": [one.to_dict() for one in pools], "fault": fault}
+        click.echo(json.dumps(whole))
+        return
+    if not jobs:
+        click.echo(f"no job was submitted here ({queues.registry.root})")
+    for one in jobs:
+        done = counted(one.shards_settled, "shard", of=one.shards_total)
+        urgent = f", priority {one.priority}" if one.priority else ""
+        click.echo(
+            f"{one.job}  {one.state:<11} {done}  {one.pool}{urgent}  {one.output}"
+            + f"\n  {one.fault}" * bool(one.fault)
+        )
+    for one in pools:
+        left = "nobody says how many are left (lading scheduler)" if one.left is None else f"{one.left:,} left in all"
+        queued = f"{one.waiting:,} waiting, {one.in_flight:,} in flight, {left}"
+        click.echo(f"pool {one.pool} ({one.device}): {counted(one.workers, 'worker')}, shards: {queued}")
+    if fault:
+        click.echo(f"lading: {fault}", err=True)
 
 
 def _status_lines(one: JobStatus) -> list[str]:
@@ -50,24 +96,28 @@ def _status_lines(one: JobStatus) -> list[str]:
     if one.failed or one.failure:
         rows = counted(one.failed, "row") if one.failed else "an unknown number of rows"
         lines.append(f"  {rows} in failed shards: {one.failure}")
-    if one.state != "finished":
+    if one.retryable and one.state == "finished":
+        lines.append(f"  {counted(one.retryable, 'row')} can be tried again: lading retry {one.output}")
+    if one.state == "unfinished":
         last = f"last shard {age(one.last_receipt)}" if one.last_receipt else "no shard yet"
         lines.append(f"  {one.rows_per_s:,.1f} rows/s since it began, {last}, {duration(one.seconds_left)} left")
     return lines
 
 
 @click.command()
-@OUTPUT
+@click.argument("output", metavar="JOB|OUTPUT")
 @click.option("--job", metavar="ID", help="Only this job's.  [default: every job's]")
 @opt.options(opt.JSON)
 def rejects(output: str, job: str | None, as_json: bool) -> None:
-    """List the rows that are not in OUTPUT, and why.
+    """List the rows of a submitted JOB, or of OUTPUT, that are not in the output, and why.
 
     With --json, one object per line. Rows in failed shards are not listed one by one: there is a line for each such shard.
     """
     from ..pipelines.report import failed_shards
     from ..pipelines.report import rejects as rejects_of
 
+    output, entry = _registry().place(output)
+    job = job or (entry.job if entry else None)
     for one in rejects_of(output, job):
         if as_json:
             click.echo(json.dumps({**dataclasses.asdict(one), "rows": 1}))

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from ..config.errors import LadingError
-from .records import Receipt, Shard
+from .records import RETRYABLE, Receipt, Shard
 
 Pair = tuple[int, int]  # (shard, generation)
 
@@ -66,6 +66,11 @@ class Totals:
     shards_done: int = 0
     shards_failed: int = 0
     failure: str = ""  # the first failed shard's reason
+
+    @property
+    def retryable(self) -> int:
+        """Rejected rows that another attempt may save: while there are any, a finished job is left open for `lading retry`."""
+        return sum(self.rejects.get(code, 0) for code in RETRYABLE)
 
 
 def segments(shard: int, receipts: Mapping[Pair, Receipt], openings: Mapping[Pair, Opening]) -> list[Segment]:

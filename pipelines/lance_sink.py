@@ -267,7 +267,7 @@ class LanceSink:
         others = [name for name, entry in ledger.jobs.items() if entry.replaces and name != job]
         if on_existing == "replace" and others:
             raise OutputError(
-                f"{self.output.url}: job {others[0]} is still replacing rows there; finish it first, or delete {self.output.job(others[0]).url}"
+                f"{self.output.url}: job {others[0]} is still replacing rows there; finish it first (if only rejects are left: lading retry --give-up), or delete {self.output.job(others[0]).url}"
             )
 
     def _data_files(self, files: Iterable[dict[str, Any]]) -> Iterator[str]:

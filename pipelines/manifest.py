@@ -20,11 +20,10 @@ from .folder import Folder, folder_names
 from .generations import Opening, Pair, Segment, Totals, segments, total
 from .output import Output
 from .plan import Plan, check_version
-from .records import Receipt, Reject, Shard
+from .records import RETRYABLE, Receipt, Reject, Shard
 
 RECEIPT_VERSION = 1
 OPENING_VERSION = 2  # 1 did not name the generation that it stands in for
-RETRYABLE = ("failed", "not-finite", "killed")  # codes whose rows another attempt may save
 
 _MARKER = re.compile(r"(\d+)\.(\d+)(\.open)?\.json")
 
@@ -141,7 +140,7 @@ class Manifest:
         name = _marker(receipt.shard, receipt.generation)
         standing = self.folder.put(name, _dump(dataclasses.asdict(receipt)))
         failpoint("publish.linked")
-        winner = self._receipt(name, standing)
+        winner = parse_receipt(self.folder, name, standing)
         with self._lock:
             self._receipts[receipt.shard, receipt.generation] = winner
         return winner
@@ -215,9 +214,9 @@ class Manifest:
                 known = self._openings if match[3] else self._receipts
                 if pair not in known and (stored := self.folder.read(f"markers/{name}")) is not None:
                     if match[3]:
-                        self._openings[pair] = self._opening(name, stored)
+                        self._openings[pair] = parse_opening(self.folder, name, stored)
                     else:
-                        self._receipts[pair] = self._receipt(name, stored)
+                        self._receipts[pair] = parse_receipt(self.folder, name, stored)
 
     def _segments(self, shard: int) -> list[Segment]:
         return segments(shard, self._receipts, self._openings)
@@ -260,20 +259,8 @@ class Manifest:
         written = _dump({"version": OPENING_VERSION, **dataclasses.asdict(opening)})
         standing = self.folder.put(name, written)
         with self._lock:
-            self._openings[shard, generation] = self._opening(name, standing)
+            self._openings[shard, generation] = parse_opening(self.folder, name, standing)
         return standing == written
-
-    def _opening(self, name: str, stored: bytes) -> Opening:
-        fields = _load(stored, self.folder, name)
-        check_version(fields, OPENING_VERSION, f"{self.folder.url}: {name}")
-        ordinals = fields["ordinals"]
-        return Opening(fields["why"], fields["of"], None if ordinals is None else tuple(ordinals), fields["codes"])
-
-    def _receipt(self, name: str, stored: bytes) -> Receipt:
-        fields = _load(stored, self.folder, name)
-        check_version(fields, RECEIPT_VERSION, f"{self.folder.url}: {name}")
-        fields["files"] = tuple(fields["files"])
-        return Receipt(**fields)
 
     def _read_rejects(self, receipt: Receipt) -> Iterator[Reject]:
         if not receipt.rejects_file:
@@ -290,6 +277,22 @@ class Manifest:
 def jobs(output: Output) -> list[str]:
     """Ids of the jobs that have a plan beside the output, sorted. A process may die between making a job's folder and its plan."""
     return [job for job in folder_names(f"{output.manifest}/jobs") if output.job(job).exists("plan.json")]
+
+
+def parse_opening(folder: Folder, name: str, stored: bytes) -> Opening:
+    """What a file `markers/<shard>.<generation>.open.json` says. Raises LadingError, naming it, if it is damaged."""
+    fields = _load(stored, folder, name)
+    check_version(fields, OPENING_VERSION, f"{folder.url}: {name}")
+    ordinals = fields["ordinals"]
+    return Opening(fields["why"], fields["of"], None if ordinals is None else tuple(ordinals), fields["codes"])
+
+
+def parse_receipt(folder: Folder, name: str, stored: bytes) -> Receipt:
+    """What a marker says. Raises LadingError, naming it, if it is damaged."""
+    fields = _load(stored, folder, name)
+    check_version(fields, RECEIPT_VERSION, f"{folder.url}: {name}")
+    fields["files"] = tuple(fields["files"])
+    return Receipt(**fields)
 
 
 def _marker(shard: int, generation: int) -> str:

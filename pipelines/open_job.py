@@ -19,7 +19,7 @@ from ..config.recipe import Recipe
 from ..config.words import counted
 from . import sources
 from .generations import Totals
-from .manifest import RETRYABLE, Manifest, Work
+from .manifest import Manifest, Work
 from .output import Folded, Output
 from .records import Receipt, Reject, Rows, rows_of
 from .sinks import Sink, open_sink
@@ -209,5 +209,4 @@ def only(rows: Rows, ordinals: np.ndarray) -> Rows:
 
 def _model_failed(totals: Totals) -> bool:
     """Whether there were rows to run, and the model is to blame that none of them is in the output."""
-    to_blame = sum(totals.rejects.get(code, 0) for code in RETRYABLE)
-    return totals.done == 0 and to_blame > 0
+    return totals.done == 0 and totals.retryable > 0

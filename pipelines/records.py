@@ -23,6 +23,7 @@ REJECT_CODES = (
     "failed",  # the model raised on this row alone
     "killed",  # every process died that ran this row alone
 )
+RETRYABLE = ("failed", "not-finite", "killed")  # those whose rows another attempt may save
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

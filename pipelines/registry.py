@@ -9,15 +9,18 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import logging
 import re
 from typing import Any
 
-from ..config.errors import LadingError, UsageError
+from ..config.errors import LadingError, OutputError, UsageError
 from .folder import Folder, open_folder
 from .open_job import Job, open_job
-from .output import Output, output_paths
+from .output import Output, find_output, output_paths
 from .plan import check_version
 from .spec import JobSpec
+
+log = logging.getLogger(__name__)
 
 ENTRY_VERSION = 1
 OPEN, CLOSED = "open", "closed"
@@ -34,6 +37,7 @@ class Entry:
     pool: str
     recipe: str  # its hash
     priority: int
+    shards: int  # of its plan
     created: float  # Unix time of the last submission
     max_rejects: int | None = None  # as last submitted: the plan keeps the first
     version: int = ENTRY_VERSION
@@ -66,6 +70,7 @@ class Registry:
 
     def __init__(self, root: str) -> None:
         self.root = root
+        self._damaged: set[str] = set()
         self._folder: Folder = open_folder(root)
 
     def add(self, entry: Entry) -> None:
@@ -89,6 +94,23 @@ class Registry:
             if stored := self._folder.read(_name(state, job)):
                 return self._entry(stored, _name(state, job))
         return None
+
+    def place(self, name: str) -> tuple[str, Entry | None]:
+        """(output, entry) of what a user names: a registered job, else an output, of which no entry is known.
+
+        Raises UnknownJob for what is neither and might be a job's id, OutputError for what might only be an output.
+        """
+        if (entry := self.get(name)) is not None:
+            return entry.output, entry
+        try:
+            find_output(name)
+        except OutputError as error:
+            if not _JOB.fullmatch(name):
+                raise
+            raise UnknownJob(
+                f"no job {name} is registered in {self.root} (LADING_JOBS){self._hint(name)}; and {error}"
+            ) from error
+        return name, None
 
     def is_open(self, job: str) -> bool:
         return self._folder.exists(_name(OPEN, job))
@@ -114,7 +136,12 @@ class Registry:
             if job in known:
                 found.append(known[job])
             elif stored := self._folder.read(f"{state}/{name}"):
-                found.append(self._entry(stored, f"{state}/{name}"))
+                try:
+                    found.append(self._entry(stored, f"{state}/{name}"))
+                except LadingError as error:  # one damaged entry stops nothing but itself
+                    if name not in self._damaged:
+                        log.error("%s", error)
+                    self._damaged.add(name)
         return sorted(found, key=lambda entry: (entry.created, entry.job))
 
     def _entry(self, stored: bytes, name: str) -> Entry:

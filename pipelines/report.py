@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..config.errors import OutputError
 from .manifest import Manifest, jobs
-from .output import find_output
-from .records import Reject, rows_of
+from .open_job import Job
+from .output import Output, find_output
+from .records import Reject
+from .sinks import open_sink
+from .spec import JobSpec
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -19,10 +22,12 @@ class JobStatus:
 
     job: str
     output: str
-    state: str  # finished | unfinished: nobody says here whether a process is at work on it
+    # finished | unfinished (nobody says here whether a process is at work on it) | stopped (by its own rules) | cancelled
+    state: str
     rows_total: int | None
     rows_done: int
     rejected: int
+    retryable: int  # of the rejected rows, those that `lading retry` would try again
     failed: int
     failure: str
     shards_done: int
@@ -47,29 +52,38 @@ class FailedShard:
     reason: str
 
 
-def status(output: str) -> list[JobStatus]:
-    """Every job that writes to `output` (a path or sink URL), newest first. Raises OutputError where there is none."""
-    found = str(find_output(output))
-    return [_status(found, manifest) for manifest in _manifests(output)]
+def status(
+    output: str, job: str | None = None, *, limited: Callable[[JobSpec], JobSpec] | None = None
+) -> list[JobStatus]:
+    """One job, or every job that writes to `output` (a path or sink URL), newest first. Raises OutputError where there is none.
+
+    `limited` gives a job's spec the limits that were set after it was planned.
+    """
+    found = find_output(output)
+    return [_status(found, manifest, limited) for manifest in _manifests(output, job)]
 
 
-def _status(output: str, manifest: Manifest) -> JobStatus:
-    plan, totals = manifest.plan, manifest.totals()
-    total = rows_of(plan.shards)
+def _status(output: Output, manifest: Manifest, limited: Callable[[JobSpec], JobSpec] | None) -> JobStatus:
+    plan, job = manifest.plan, Job.of(manifest, open_sink(output))
+    if limited is not None:
+        job.spec = limited(job.spec)
+    standing = job.standing()
+    totals = standing.totals
     last = max((receipt.finished for receipt in manifest.receipts()), default=0.0)
     elapsed = max(last - plan.created, 0.0)
     rows = totals.done + totals.rejected
-    closed = manifest.closed() is not None
     rate = rows / elapsed if elapsed else 0.0
     left_shards = len(plan.shards) - totals.shards_done
     per_shard = elapsed / totals.shards_done if totals.shards_done else None
+    finished = standing.state == "finished"
     return JobStatus(
         job=plan.job,
-        output=output,
-        state="finished" if closed else "unfinished",
-        rows_total=total,
+        output=str(output),
+        state="unfinished" if standing.state == "running" else standing.state,
+        rows_total=job.rows,
         rows_done=totals.done,
         rejected=totals.rejected,
+        retryable=0 if manifest.closed() is not None else totals.retryable,
         failed=totals.failed,
         failure=totals.failure,
         shards_done=totals.shards_done,
@@ -77,7 +91,7 @@ def _status(output: str, manifest: Manifest) -> JobStatus:
         created=plan.created,
         last_receipt=last,
         rows_per_s=rate,
-        seconds_left=0.0 if closed else left_shards * per_shard if per_shard is not None else None,
+        seconds_left=0.0 if finished else left_shards * per_shard if per_shard is not None else None,
     )
 
 

@@ -1,11 +1,204 @@
+"""Admission and the sweep: what keeps every open job going, whatever was lost on the way.
+
+One pass restores leases that ran out, sends what is neither done, failed, queued nor leased as far as there is room, folds
+what nobody folded, and ends what is finished. Any process may do it at any time; that they take turns only saves work.
+"""
+
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
-def settle(job, registry, broker):
-    standing = job.standing()  # before the fold: what is published in between is the next one's, and no error
-    if job.fold().void:
-        standing = job.standing()
-    if standing.state == "finished":
-        job.close({})
-        registry.close(job.id)
-    return standing
+from ..config.errors import BadMessage, BrokerError, LadingError
+from ..schedulers.admission import MESSAGE_BYTES, WINDOW_BYTES, Claim, admit, window
+from ..schedulers.connection import Broker
+from ..schedulers.messages import ShardPointer, decode, shard_message
+from ..schedulers.pools import Pool, Pools, find
+from ..schedulers.sweeping import Turns, publish_totals
+from .aftercare import LOOK_S, Aftercare, settle
+from .generations import Pair
+from .registry import Entry, Registry
+from .watching import Watched
+
+__all__ = ["Sweeper", "Swept", "settle"]
+
+log = logging.getLogger(__name__)
+
+FAULT_S = 30.0  # a job that could not be looked at is left alone for so long
+TURN_WAIT_S = 2.0  # that a submission waits for another's pass to end
+RESTORED_AT_ONCE = 100
+
+Clock = Callable[[], float]
+
+
+@dataclasses.dataclass(slots=True)
+class Swept:
+    """What one pass did."""
+
+    restored: int = 0  # leases that ran out
+    sent: int = 0  # shards
+    folded: int = 0  # shards that nobody had brought into view
+    ended: int = 0  # jobs that need no more looks
+    faults: dict[str, str] = dataclasses.field(default_factory=dict)  # job -> why it cannot be looked at
+    left: dict[str, int] = dataclasses.field(default_factory=dict)  # pool -> shards that are not done
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+class Sweeper:
+    """For a process that sweeps again and again: what it remembers makes a pass cheap. Not for several threads."""
+
+    def __init__(
+        self, broker: Broker, registry: Registry, pools: Pools, *, lease_s: float, clock: Clock = time.monotonic
+    ) -> None:
+        self.broker, self.registry, self.pools = broker, registry, pools
+        self._lease_s, self._clock = lease_s, clock
+        self._turns = Turns(broker)
+        self._care = Aftercare(registry, broker)
+        self._follow_next = 0.0
+        self._watched: dict[str, Watched] = {}
+        self._shunned: dict[str, tuple[float, str]] = {}  # job -> until when, and why
+
+    def sweep(self, *, thorough: bool = False) -> Swept | None:
+        """One pass; None if another process has its turn. `thorough` goes by nothing that it remembers, and puts nothing off.
+
+        A pool whose window is full costs two counts, and no listing. Raises BrokerError, and StopJob if the registry
+        cannot be reached; what ails a single job is in `faults`.
+        """
+        if not self._turns.begin():
+            return None
+        try:
+            return self._pass(thorough)
+        finally:
+            self._turns.end()
+
+    def admit(self, entry: Entry) -> int:
+        """Send the first shards of a job that was just registered, if there is room; how many. Raises BrokerError, StopJob."""
+        until = self._clock() + TURN_WAIT_S
+        while not (ours := self._turns.begin()) and self._clock() < until:
+            time.sleep(0.02)
+        try:
+            return self._fill(find(self.pools, entry.pool), [Watched(entry)], anew=True)
+        finally:
+            if ours:
+                self._turns.end()
+
+    def _pass(self, thorough: bool) -> Swept:
+        swept = Swept()
+        anew = not self._turns.alone() or thorough
+        for pool in self.pools.values():
+            swept.restored += sum(self._restore(name) for name in (pool.shards, pool.requests))
+        now = self._clock()
+        roomy = [pool for pool in self.pools.values() if anew or self._has_room(pool)]
+        if roomy or now >= self._follow_next or self._care.due(self._watched, now):
+            self._follow(anew)
+            self._follow_next = now + LOOK_S
+            for pool in roomy:
+                jobs = [job for job in self._watched.values() if job.entry.pool == pool.name]
+                swept.sent += self._fill(pool, jobs, anew=anew)
+            for job in list(self._watched.values()):
+                self._apart(job.entry.job, lambda job=job: self._look_after(job, swept, thorough))
+        swept.left = dict.fromkeys(self.pools, 0)
+        for job in self._watched.values():
+            if not job.stopped:
+                swept.left[job.entry.pool] += job.markers.pending
+        publish_totals(self.broker, swept.left)
+        swept.faults |= {job: why for job, (_, why) in self._shunned.items()}
+        return swept
+
+    def _restore(self, name: str) -> int:
+        queue, back = self.broker.queue(name), 0
+        while (count := queue.restore(self._lease_s, RESTORED_AT_ONCE)) == RESTORED_AT_ONCE:
+            back += count
+        return back + count
+
+    def _has_room(self, pool: Pool) -> bool:
+        counts = self.broker.queue(pool.shards).counts()
+        return counts.waiting + counts.in_flight < window(pool)
+
+    def _follow(self, anew: bool) -> None:
+        """Watch the jobs that are open now."""
+        known = {} if anew else {job: watched.entry for job, watched in self._watched.items()}
+        entries = {entry.job: entry for entry in self.registry.list_open(known)}
+        for job in [job for job in self._watched if job not in entries]:
+            self._drop(job)
+        self._shunned = {job: fault for job, fault in self._shunned.items() if job in entries}
+        for job, entry in entries.items():
+            watched = self._watched.get(job)
+            if watched is None or watched.entry != entry:
+                self._apart(job, lambda entry=entry: self._watch(entry))
+
+    def _watch(self, entry: Entry) -> None:
+        find(self.pools, entry.pool)  # or nobody would ever do it
+        watched = self._watched.setdefault(entry.job, Watched(entry))
+        watched.entry, watched.stopped = entry, False
+
+    def _drop(self, job: str) -> None:
+        del self._watched[job]
+        self._care.forget(job)
+
+    def _fill(self, pool: Pool, jobs: Sequence[Watched], *, anew: bool) -> int:
+        """Send into a pool's window what there is room for; how many shards."""
+        queue = self.broker.queue(pool.shards)
+        raws = queue.snapshot()  # before any marker is looked at
+        queued, now = _pointers(raws), self._clock()
+        claims: list[Claim] = []
+
+        def look(job: Watched) -> None:
+            if anew or not job.looked:
+                job.look()
+            job.observe(queued.get(job.entry.job, set()), now)
+            entry = job.entry
+            claims.append(Claim(entry.job, entry.recipe, entry.priority, job.held, job.ready(now)))
+
+        for job in jobs:
+            self._apart(job.entry.job, lambda job=job: look(job))
+        by_id = {job.entry.job: job for job in jobs}
+        room = min(window(pool) - len(raws), (WINDOW_BYTES - sum(map(len, raws))) // MESSAGE_BYTES)
+        pointers = [
+            ShardPointer(run.job, *pair, by_id[run.job].entry.recipe)
+            for run in admit(claims, room, pool.pull_shards)
+            for pair in by_id[run.job].take(run.shards, now)
+        ]
+        queue.send([shard_message(pointer, now=time.time()) for pointer in pointers])
+        return len(pointers)
+
+    def _look_after(self, job: Watched, swept: Swept, thorough: bool) -> None:
+        cared = self._care.look_after(job, self._clock(), at_once=thorough)
+        swept.folded += cared.folded
+        if cared.over:
+            swept.ended += 1
+            self._drop(job.entry.job)
+
+    def _apart(self, job: str, do: Callable[[], None]) -> None:
+        """One job's trouble is its own: it is told once, and the job is left alone for a while."""
+        until, told = self._shunned.get(job, (0.0, ""))
+        if self._clock() < until:
+            return
+        try:
+            do()
+        except BrokerError:
+            raise
+        except Exception as error:  # a damaged file may raise anything
+            why = str(error) if isinstance(error, LadingError) else f"{type(error).__name__}: {error}"
+            if why != told:
+                log.error("job %s: %s", job, why)
+            self._shunned[job] = (self._clock() + FAULT_S, why)
+        else:
+            self._shunned.pop(job, None)
+
+
+def _pointers(raws: Sequence[bytes]) -> dict[str, set[Pair]]:
+    """By job, the shards that these messages point to. What cannot be read is the workers' matter."""
+    found: dict[str, set[Pair]] = {}
+    for raw in raws:
+        with contextlib.suppress(BadMessage):
+            body = decode(raw).body
+            if isinstance(body, ShardPointer):
+                found.setdefault(body.job, set()).add((body.shard, body.generation))
+    return found

@@ -20,6 +20,7 @@ from lading.cli.app import cli
 from lading.cli.streams import READER_LEFT
 from lading.pipelines.spec import from_dict
 from lading.workers.summary import EXIT_CODES
+from tests.redis_server import RedisServer
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*.md")])
@@ -110,26 +111,42 @@ def documented_fields() -> dict[str, list[str]]:
 
 
 def test_the_manual_knows_every_json_field(
-    tiny_encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_encoder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    redis_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """docs/cli.md names each field that a verb prints with --json, once, and no other."""
+    monkeypatch.setenv("LADING_BROKER_URL", redis_server.url)
+    monkeypatch.setenv("LADING_JOBS", str(tmp_path / "jobs"))
     source, output = tmp_path / "in.parquet", f"{tmp_path}/db/docs"
     pq.write_table(pa.table({"text": ["a file is opened", " "]}), source)
     encode = ["encode", str(source), "--model", str(tiny_encoder), "--to", f"lancedb://{output}"]
     commands = {
         "plan, --dry-run": [*encode, "--dry-run"],
-        "encode, score, extract, run": encode,
+        "encode, score, extract, run, watch": encode,
+        "submit, --submit": [*encode, "--submit", "--limit", "1", "--on-existing", "append"],
+        "status without argument": ["status"],
+        "scheduler --once": ["scheduler", "--once"],
         "status": ["status", output],
         "rejects": ["rejects", output],
         "query": ["query", output, "a file"],
         "optimize": ["optimize", output],
+        "retry": ["retry", "JOB"],
+        "cancel": ["cancel", "JOB"],
     }
     documented = documented_fields()
     assert documented.keys() == commands.keys()
+    job = ""
     for heading, command in commands.items():
-        assert main([*command, "--json"]) == 0
+        assert main([job if word == "JOB" else word for word in [*command, "--json"]]) == 0
         printed = json.loads(capsys.readouterr().out)
         fields = printed[0] if isinstance(printed, list) else printed
+        if heading == "submit, --submit":
+            job = fields["job"]
+        if heading == "status without argument":
+            fields = {*fields, *fields["jobs"][0], *fields["pools"][0]}
         assert sorted(documented[heading]) == sorted(fields), heading
 
 

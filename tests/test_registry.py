@@ -12,7 +12,7 @@ from lading.pipelines.registry import Entry, Registry
 
 
 def entry(job: str, created: float = 1.0, priority: int = 0) -> Entry:
-    return Entry(job=job, output="parquet:///out", pool="cpu", recipe="r", priority=priority, created=created)
+    return Entry(job=job, output="parquet:///out", pool="cpu", recipe="r", priority=priority, shards=1, created=created)
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -77,11 +77,12 @@ def test_a_path_is_no_job(tmp_path: Path, name: str):
 
 
 def test_a_damaged_entry_is_named(tmp_path: Path):
-    """An entry that cannot be read says which file it is, one of another version both versions."""
+    """An entry that cannot be read says which file it is, one of another version both versions; others are listed without it."""
     (tmp_path / "open").mkdir()
     (tmp_path / "open/a.json").write_text("{")
     with pytest.raises(LadingError, match=r"open/a\.json is no job's entry"):
         Registry(str(tmp_path)).find("a")
+    assert Registry(str(tmp_path)).list_open() == []
     (tmp_path / "open/a.json").write_text(json.dumps({"version": 2}))
     with pytest.raises(LadingError, match="has format version 2, this release reads version 1"):
         Registry(str(tmp_path)).find("a")

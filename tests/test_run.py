@@ -251,7 +251,7 @@ def test_a_job_of_which_no_row_came_through_is_not_finished(tmp_path, tiny_encod
         assert summary.rejects == {"not-finite": 3, "empty-text": 1}
         assert "no usable result for any row that it was given" in summary.reason
         assert f"remove this one and {tmp_path}/" in summary.reason
-    assert status(to)[0].state == "unfinished"
+    assert status(to)[0].state == "stopped"
 
 
 def test_a_model_that_cannot_run_leaves_no_output(corpus, tiny_encoder, tmp_path, to):

@@ -76,6 +76,7 @@ def summarise(job: Job, state: str, reason: str = "", measured: Measured | None 
         remaining_shards=totals.shards - totals.shards_done,
         rows_out=totals.rows_out,
         rejects=totals.rejects,
+        retryable=0 if state == "nothing to do" else totals.retryable,
         truncated=totals.truncated,
         ids_checked=source.check_ids or not source.id,
         **(measured.fields() if measured else {}),

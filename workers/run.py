@@ -175,12 +175,12 @@ class _Run:
     # -- the end
 
     def _end(self, state: str, reason: str) -> Summary:
-        """Close the job if all of it is in the output. The counts must balance, or this raises."""
+        """Close the job if all of it is in the output, and nothing that could be tried again. The counts must balance, or this raises."""
         if state == "finished":
             standing = self.job.standing()
             state, reason = standing.state, standing.reason
         summary = summarise(self.job, state, reason, self.measured)
-        if state == "finished":
+        if state == "finished" and not summary.retryable:
             try:
                 self.job.close(summary.to_dict())
             except StopJob as error:  # all rows are in view, and no disk space is left to say so

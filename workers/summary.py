@@ -7,7 +7,7 @@ from typing import Any
 
 from ..config.words import counted
 
-EXIT_CODES = {"finished": 0, "nothing to do": 0, "unfinished": 3, "stopped": 3, "interrupted": 130}
+EXIT_CODES = {"finished": 0, "nothing to do": 0, "unfinished": 3, "stopped": 3, "interrupted": 130, "cancelled": 3}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class Summary:
     remaining_shards: int = 0
     rows_out: int = 0
     rejects: dict[str, int] = dataclasses.field(default_factory=dict)
+    retryable: int = 0  # rejected rows that another attempt may save, while the job is open for that
     truncated: int = 0
     tokens: int = 0  # this run
     rows_run: int = 0  # this run
@@ -81,6 +82,9 @@ class Summary:
         if self.rejected:
             why = ", ".join(f"{count:,} {code}" for code, count in sorted(self.rejects.items()))
             lines.append(f"  {self.rejected:,} rejected ({why}): lading rejects {self.output}")
+        if self.retryable and self.state == "finished":
+            rows = counted(self.retryable, "row")
+            lines.append(f"  {rows} can be tried again: lading retry {self.output} (--give-up: not any more)")
         if self.failed or self.remaining_shards:
             failed = f", {counted(self.failed, 'row')} in failed shards" if self.failed else ""
             lines.append(f"  {counted(self.remaining_shards, 'shard')} to do{failed}; the same command resumes")

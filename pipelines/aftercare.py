@@ -1,0 +1,129 @@
+"""What happens to a job's markers once they are there: brought into view if nobody did, and the job ended if nothing is left.
+
+Workers do both as they go. This is for the jobs whose workers died, or were scaled away, between a marker and a fold; it
+costs a listing of the job's markers, so it is done rarely and the more rarely the longer it takes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable
+
+from ..schedulers.connection import Broker
+from ..schedulers.sweeping import look_anew
+from .generations import Pair
+from .open_job import CANCELLED, Job, Standing
+from .registry import Registry
+from .sinks import open_sink
+from .watching import Watched
+
+LOOK_S = 60.0  # between two looks at a job at which nothing is wrong
+ENDING_S = 5.0  # that its workers have to end a job before it is done for them
+MOST_LOOK_S = 3600.0
+SHARE = 0.05  # of the time, at most, that looks may take
+FOLDED_AT_ONCE = 1000  # shards
+
+
+@dataclasses.dataclass(slots=True)
+class _Care:
+    next: float  # look, by the sweeper's clock
+    pause: float = LOOK_S
+    ending: bool = False  # all has a marker, as of the last pass
+    unfolded: set[Pair] = dataclasses.field(default_factory=set)  # as of the last look
+    failed: set[Pair] = dataclasses.field(default_factory=set)  # never to be folded
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cared:
+    """What one look came to."""
+
+    folded: int = 0
+    over: bool = False  # the job is not open any more
+
+
+class Aftercare:
+    """The looks at the jobs of one sweeper."""
+
+    def __init__(self, registry: Registry, broker: Broker) -> None:
+        self._registry, self._broker = registry, broker
+        self._cares: dict[str, _Care] = {}
+
+    def due(self, jobs: Iterable[str], now: float) -> bool:
+        """Whether any of them wants a look."""
+        return any(job not in self._cares or self._cares[job].next <= now for job in jobs)
+
+    def forget(self, job: str) -> None:
+        """It is not open any more."""
+        self._cares.pop(job, None)
+
+    def look_after(self, job: Watched, now: float, *, at_once: bool = False) -> Cared:
+        """Look if it is time to. Raises LadingError for what ails this job."""
+        care = self._cares.setdefault(job.entry.job, _Care(now + LOOK_S))
+        ending = job.markers.pending == 0
+        if ending != care.ending:
+            care.ending, care.pause, care.next = ending, LOOK_S, now + (ENDING_S if ending else LOOK_S)
+        suspicious = job.losses > 0 and job.entry.max_rejects is not None
+        if not (at_once or suspicious or care.next <= now):
+            return Cared()
+        began = time.monotonic()
+        cared = self._look(job, care, suspicious, at_once)
+        care.next = now + max(care.pause, (time.monotonic() - began) / SHARE)
+        return cared
+
+    def _look(self, job: Watched, care: _Care, suspicious: bool, at_once: bool) -> Cared:
+        job.losses = 0
+        if job.folder.exists("closed.json") or job.folder.exists(CANCELLED):
+            self._registry.close(job.entry.job)  # whoever did that died before it came to this
+            return Cared(over=True)
+        job.markers.look()
+        if job.markers.pending == 0:
+            settle(job.entry.open(), self._registry, self._broker)
+            job.markers.look()
+            care.pause = min(2 * care.pause, MOST_LOOK_S)  # shards failed, or too much was rejected: that is for people
+            return Cared(over=not self._registry.is_open(job.entry.job))
+        folded = self._fold(job, care, at_once)
+        if suspicious:  # workers drop the shards of a job that must not go on
+            standing = job.entry.open().standing()
+            job.stopped = standing.state in ("stopped", "cancelled")
+        return Cared(folded)
+
+    def _fold(self, job: Watched, care: _Care, at_once: bool) -> int:
+        """Bring into view what was not at the last look either: until then it is its worker's to do."""
+        sink = open_sink(job.entry.place)
+        known = sink.folded(job.entry.job) | sink.void(job.entry.job) | care.failed
+        unfolded = {pair for pair in job.markers.published() if pair not in known}
+        overdue = sorted(unfolded if at_once else unfolded & care.unfolded)[:FOLDED_AT_ONCE]
+        care.unfolded = unfolded
+        receipts = [receipt for pair in overdue if (receipt := job.markers.receipt(pair))]
+        care.failed |= {(one.shard, one.generation) for one in receipts if one.status != "done"}
+        done = [one for one in receipts if one.status == "done"]
+        if not done:
+            return 0
+        opened = job.entry.open()
+        folded = opened.sink.fold(opened.id, done)
+        if folded.void and opened.manifest.reopen_void(folded.void):
+            job.markers.look()
+        return folded.shards
+
+
+def settle(job: Job, registry: Registry, broker: Broker) -> Standing:
+    """Bring into view what is published, and end the job if that was all of it; how it stands then. For anyone to call.
+
+    A job that is finished but for rows that another attempt may save is left open for `lading retry`, and yet needs no more
+    looks. Raises StopJob, LadingError.
+    """
+    if job.fold().void:
+        look_anew(broker)
+    standing = job.standing()
+    if standing.state == "finished" and not standing.totals.retryable:
+        job.close(report(job, standing))
+    if standing.state in ("finished", "cancelled"):
+        registry.close(job.id)
+    return standing
+
+
+def report(job: Job, standing: Standing) -> dict[str, object]:
+    """What a job that ended leaves for people."""
+    counts = dataclasses.asdict(standing.totals)
+    return {"job": job.id, "output": str(job.sink.output), "state": standing.state, **counts}

@@ -29,6 +29,16 @@ COMMIT_POINTS = (
     "unregister.committed",
 )
 
+# Places of a worker's way with what it took from a queue.
+QUEUE_POINTS = (
+    "shards.leased",  # the worker itself does not know of them yet
+    "strike.noted",
+    "shard.published",  # its message is not acknowledged
+    "shard.acknowledged",
+    "requests.leased",
+    "answer.stored",
+)
+
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 _passed = itertools.count(1)
 

@@ -183,6 +183,7 @@ class Job:
         """Declare a finished job, all of which is in view, complete. Idempotent. Raises StopJob, or LadingError if it is not."""
         self.manifest.close(report, folded=self.sink.folded(self.id))
         self.sink.unregister(self.id)
+        self.manifest.folder.delete("strikes")  # of processes that died while they loaded the model, say
 
 
 def open_job(output: Output, job: str) -> Job:

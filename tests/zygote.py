@@ -1,4 +1,4 @@
-"""A warm parent for crash tests: it has imported everything, computed nothing, and forks a process for each job asked for.
+"""A warm parent for crash tests: it has imported everything, computed nothing, and forks a process for each job or worker asked for.
 
 Neither Lance's runtime nor torch's threads live on in a forked child, so the parent must not start them; it
 refuses to serve if something it imports does. A kill and a rerun then cost about a second, without an import of torch.
@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 import warnings
 from pathlib import Path
@@ -21,6 +22,7 @@ from lading.cli import main
 from lading.pipelines.spec import JobSpec, from_dict, to_dict
 
 RUNTIMES = ("tokio", "lance", "rayon", "OMP")  # how threads are named that would be missing in a child
+RUNNING = 1000  # answer of the parent: neither ended nor stopped
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,6 +40,14 @@ class Child:
     def wait_stopped(self) -> bool:
         """Whether it stopped (SIGSTOP), once it has stopped or ended."""
         return self.zygote.ask({"wait": self.pid, "stopped": True}) == signal.SIGSTOP
+
+    def poll(self) -> int | None:
+        """Its exit code if it has ended by now; `wait` has nothing to wait for then."""
+        code = self.zygote.ask({"wait": self.pid, "poll": True})
+        return None if code == RUNNING else code
+
+    def terminate(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)
 
     def freeze(self) -> bool:
         """Whether it was still there to be frozen. After False it is gone and `wait` has nothing to wait for."""
@@ -82,6 +92,10 @@ class Zygote:
         """A process that is the command `lading`; what it prints is in its log."""
         return self._start({"arguments": arguments, "environment": environment}, failpoint)
 
+    def worker(self, *, failpoint: str = "", hooks: dict[str, Any] | None = None, **environment: str) -> Child:
+        """A process that does what `celery -A lading.workers.app worker` does; `hooks` are those of tests/worker_hooks.py."""
+        return self._start({"worker": hooks or {}, "environment": environment}, failpoint)
+
     def _start(self, request: dict[str, Any], failpoint: str) -> Child:
         self._started += 1
         result = self._folder / f"run-{self._started}.json"
@@ -114,6 +128,8 @@ class Zygote:
 
 
 def _warm() -> None:
+    import celery.bin.celery  # noqa: F401
+    import kombu.transport.redis  # noqa: F401
     import s3fs  # noqa: F401
     import transformers.models.bert.modeling_bert  # noqa: F401  or each child imports it for itself
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
@@ -121,13 +137,15 @@ def _warm() -> None:
     import lading.adapters.dense
     import lading.pipelines.lance_sink
     import lading.pipelines.parquet_sink
-    import lading.workers.run  # noqa: F401
+    import lading.workers.run
+    import lading.workers.worker  # noqa: F401
 
     get_checkpoint_conversion_mapping("bert")  # hundreds of patterns, compiled once
     task = Path("/proc/self/task")
     threads = [one.joinpath("comm").read_text() for one in task.iterdir()] if task.is_dir() else []
     started = [name for name in threads if name.startswith(RUNTIMES)]
-    if started:
+    if started or threading.active_count() > 1:
+        started += [one.name for one in threading.enumerate()[1:]]
         raise RuntimeError(f"importing started threads that children would lack: {started}")
 
 
@@ -137,8 +155,11 @@ def _serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            pid, status = os.waitpid(request["wait"], os.WUNTRACED if request.get("stopped") else 0)
-            if os.WIFSTOPPED(status):
+            options = (os.WUNTRACED if request.get("stopped") else 0) | (os.WNOHANG if request.get("poll") else 0)
+            pid, status = os.waitpid(request["wait"], options)
+            if not pid:
+                answer = RUNNING
+            elif os.WIFSTOPPED(status):
                 answer = os.WSTOPSIG(status)
             else:
                 answer = os.waitstatus_to_exitcode(status)
@@ -166,13 +187,27 @@ def _become(request: dict[str, Any]) -> None:
     os.environ.update(request.get("environment", {}))
     code = 1
     try:
+        if "worker" in request:
+            _work(request["worker"])
         code = main(request["arguments"]) if "arguments" in request else _run(request, result)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _work(hooks: dict[str, Any]) -> None:
+    """Celery's own command; it ends the process."""
+    from celery.bin.celery import main as celery_main
+    from worker_hooks import install  # pyright: ignore[reportMissingImports]  beside this script
+
+    install(hooks)
+    sys.argv = ["celery", "-A", "lading.workers.app", "worker", "-l", "INFO", "--without-gossip", "--without-mingle"]
+    celery_main()
 
 
 def _run(request: dict[str, Any], result: Path) -> int:

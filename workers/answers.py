@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from ..config.errors import BrokerError
+from ..config.failpoints import failpoint
 from ..schedulers import results
 from ..schedulers.connection import Broker
 from ..schedulers.outages import patiently
@@ -60,6 +61,7 @@ class Answers:
     def tell(self, told: Sequence[tuple[Asked, Result]]) -> None:
         """Store results, then acknowledge: in this order, since a full Redis refuses the one and does the other."""
         if told and self._store([(asked.id, result) for asked, result in told]):
+            failpoint("answer.stored")
             self._leases.done(self._queue, [asked.lease for asked, _ in told])
 
     def fail(self, asked: Sequence[Asked], failure: Failure) -> None:

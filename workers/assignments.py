@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 from ..adapters import Adapter
 from ..config.errors import BadMessage, LadingError, ModelError, ShardError
+from ..config.failpoints import failpoint
 from ..pipelines.job import resolve_step
 from ..pipelines.manifest import Work
 from ..pipelines.open_job import Job
@@ -93,6 +94,7 @@ class Assignment:
     def begin(self) -> None:
         """The first of the rows goes to the device."""
         self.of.strikes.note(*self.place, BEGUN)
+        failpoint("strike.noted")
 
     def give_up(self) -> None:
         """In good order: nothing happened."""

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from ..config.failpoints import failpoint
 from ..schedulers.outages import patiently
 from ..schedulers.queues import Lease, Queue
 from .assignments import Assignment, Desk
@@ -68,6 +69,8 @@ class Feed:
 
     def _pull(self) -> None:
         pulled = patiently(lambda: self._queue.pull(self._most, PULL_BYTES), self._stopping) or []
+        if pulled:
+            failpoint("shards.leased")
         self._leases.hold(self._queue, pulled)
         self._at_hand.extend(pulled)
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from ..adapters import Adapter
 from ..config.errors import BadMessage, LadingError, ModelError, UsageError
+from ..config.failpoints import failpoint
 from ..config.recipe import Recipe
 from ..schedulers.messages import Request, RequestOptions, decode
 from ..schedulers.outages import patiently
@@ -150,6 +151,7 @@ class RequestLane:
         if not pulled:
             patiently(lambda: self._queue.wait(WAIT_S), self._stopping)
             return
+        failpoint("requests.leased")
         self._leases.hold(self._queue, pulled)
         together: dict[tuple[object, ...], list[Asked]] = {}
         for lease in pulled:

@@ -21,6 +21,7 @@ import numpy as np
 from .. import adapters
 from ..config import roots
 from ..config.errors import LadingError, ShardError, StopJob
+from ..config.failpoints import failpoint
 from ..config.settings import Settings
 from ..pipelines.registry import Registry
 from ..pipelines.strikes import step_of
@@ -166,8 +167,10 @@ class Worker:
             one.give_up()
             self.leases.forget(self.shards, [one.lease])
         else:
+            failpoint("shard.published")
+            one.of.strikes.clear(*one.place)  # while it is leased: whoever comes after a death here does this again
             self.leases.done(self.shards, [one.lease])
-            one.of.strikes.clear(*one.place)
+            failpoint("shard.acknowledged")
             self.folds.published(one.of)
         self.feed.settled(one)
         self.leases.beat()

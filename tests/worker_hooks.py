@@ -1,0 +1,81 @@
+"""What a test may let happen inside a worker's process: rows that kill or hang it, a model that kills it while it is loaded.
+
+Installed in the forked child, over the adapter's methods, so that the product knows nothing of it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+ITEM = b"."  # one for each item that goes to the device
+
+
+def install(hooks: dict[str, Any]) -> None:
+    """`kills`, `hangs`: texts with this word do so (hanging only the process that makes the file `hung` first);
+    `dies_loading`: loading kills while this file exists; `ran`: a file that gets one byte for each item run."""
+    if "dies_loading" in hooks:
+        _die_while_loading(hooks["dies_loading"])
+    _watch_rows(hooks)
+
+
+def _die_while_loading(while_there: str) -> None:
+    from lading import adapters
+
+    load = adapters.load
+
+    def dying(*given: Any, **named: Any) -> Any:
+        if os.path.exists(while_there):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return load(*given, **named)
+
+    adapters.load = dying
+
+
+def _watch_rows(hooks: dict[str, Any]) -> None:
+    from lading.adapters.dense import DenseEncoder
+
+    prepare, run = DenseEncoder.prepare, DenseEncoder.run
+    marked: dict[int, tuple[Any, dict[int, str]]] = {}  # by id of what was prepared: itself, and what its items do
+
+    def preparing(self: Any, columns: list[pa.Array]) -> Any:
+        prepared = prepare(self, columns)
+        texts = columns[0].to_pylist()
+        acts = {
+            item: act
+            for act in ("kills", "hangs")
+            if act in hooks
+            for item, row in enumerate(prepared.rows.tolist())
+            if hooks[act] in (texts[row] or "")
+        }
+        if acts:
+            marked[id(prepared)] = prepared, acts
+        return prepared
+
+    def running(self: Any, parts: list[tuple[Any, np.ndarray]]) -> Any:
+        if "ran" in hooks:
+            with open(hooks["ran"], "ab", buffering=0) as file:
+                file.write(ITEM * sum(len(items) for _, items in parts))
+        for prepared, items in parts:
+            acts = marked.get(id(prepared), (None, {}))[1]
+            for act in {acts[item] for item in items.tolist() if item in acts}:
+                if act == "kills":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                elif _first(hooks["hung"]):
+                    threading.Event().wait()
+        return run(self, parts)
+
+    DenseEncoder.prepare, DenseEncoder.run = preparing, running
+
+
+def _first(file: str) -> bool:
+    try:
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 JOB = click.argument("job", metavar="JOB|OUTPUT")
 WATCH_S = 1.0  # between two looks, more where a look takes long
 SHARE = 0.1  # of the time, at most, that looks may take
+HUNGRY = 10  # times more passes while workers empty the window faster than it is filled
 SCHEDULING = b"\nlading: ending the pass; again to stop at once\n"
 WATCHING = b"\nlading: the job goes on, watched or not\n"
 
@@ -118,7 +119,8 @@ def scheduler(once: bool, as_json: bool) -> int:
                     click.echo(json.dumps(swept.to_dict()))
                 elif swept.sent or swept.restored or swept.folded or swept.ended:
                     log.info("%s", _swept(swept))
-            stop.wait(settings.sweep_interval_s)
+            soon = swept is not None and swept.hungry
+            stop.wait(settings.sweep_interval_s / (HUNGRY if soon else 1))
     return 0
 
 

@@ -43,6 +43,7 @@ class Swept:
     sent: int = 0  # shards
     folded: int = 0  # shards that nobody had brought into view
     ended: int = 0  # jobs that need no more looks
+    hungry: bool = False  # a window was more than half empty and could be filled: the next pass should come soon
     faults: dict[str, str] = dataclasses.field(default_factory=dict)  # job -> why it cannot be looked at
     left: dict[str, int] = dataclasses.field(default_factory=dict)  # pool -> shards that are not done
 
@@ -100,7 +101,9 @@ class Sweeper:
             self._follow_next = now + LOOK_S
             for pool in roomy:
                 jobs = [job for job in self._watched.values() if job.entry.pool == pool.name]
-                swept.sent += self._fill(pool, jobs, anew=anew)
+                sent = self._fill(pool, jobs, anew=anew)
+                swept.sent += sent
+                swept.hungry |= 2 * sent > window(pool)
             for job in list(self._watched.values()):
                 self._apart(job.entry.job, lambda job=job: self._look_after(job, swept, thorough))
         swept.left = dict.fromkeys(self.pools, 0)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,10 +13,8 @@ import pytest
 from lading.cli import main
 from lading.config.errors import UsageError
 from lading.pipelines.job import draft, start
-from lading.pipelines.manifest import Manifest
 from lading.pipelines.open_job import Job
 from lading.pipelines.submit import Queues
-from lading.schedulers.connection import Broker
 from lading.workers.run import run
 from tests.queued import ROWS, job_spec, publish, pull, queues, submitted, work
 from tests.redis_server import RedisServer
@@ -289,68 +284,3 @@ def _watch(at: Queues, job: str):
     from lading.workers.watching import watch
 
     return watch(at.registry, job, threading.Event(), lambda _: None, pause_s=0.01, share=0.5)
-
-
-def environment(at: Queues) -> dict[str, str]:
-    return {**os.environ, "LADING_SWEEP_INTERVAL_S": "0.05", "PYTHONUNBUFFERED": "1"}
-
-
-def scheduler(at: Queues) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "lading.cli", "-v", "scheduler", "--json"]
-    return subprocess.Popen(
-        command, env=environment(at), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
-    )
-
-
-def until(process: subprocess.Popen[str], wanted) -> dict[str, Any]:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if wanted(swept := json.loads(line)):
-            return swept
-    raise AssertionError(process.communicate()[1])
-
-
-def test_the_scheduler_keeps_jobs_going_and_stops_in_order(at: Queues, tmp_path: Path, tiny_encoder: Path):
-    """It fills the window pass after pass, and ends with 0 when asked to."""
-    job = submitted(at, job_spec(tmp_path, tiny_encoder, "a", 20)).job
-    process = scheduler(at)
-    until(process, lambda swept: swept["left"] == {"cpu": 20})
-    done = 0
-    while done < 20:
-        done += len(work(at))
-        until(process, lambda swept: True)
-    assert not at.registry.is_open(job)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    assert "ending the pass" in err
-
-
-def test_the_scheduler_outlives_its_broker(own_redis: RedisServer, tmp_path: Path, tiny_encoder: Path, monkeypatch):
-    """Redis is killed and comes back without its memory: the scheduler waits, says so once, and sends again."""
-    monkeypatch.setenv("LADING_BROKER_URL", own_redis.url)
-    monkeypatch.setenv("LADING_JOBS", str(tmp_path / "registry"))
-    at = queues(own_redis.url, tmp_path)
-    submitted(at, job_spec(tmp_path, tiny_encoder, "a", 4))
-    process = scheduler(at)
-    until(process, lambda swept: swept["left"]["cpu"] == 4)
-    own_redis.kill()
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "waiting for it" in line:
-            break
-    for file in own_redis.folder.glob("appendonlydir/*"):
-        file.unlink()
-    own_redis.start()
-    assert until(process, lambda swept: swept["sent"])["sent"] == 4
-    process.terminate()
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert err.count("the broker answers again") == 1
-    assert Broker.connect(own_redis.url).queue("lading.cpu.shards").counts().waiting == 4
-
-
-def test_a_job_is_found_by_its_plan_alone(at: Queues, tmp_path: Path, tiny_encoder: Path):
-    """What was submitted is a job like any other: its manifest lies beside the output."""
-    done = submitted(at, job_spec(tmp_path, tiny_encoder, "a", 2))
-    assert Manifest.open(at.registry.find(done.job).place, done.job).plan.shards[1].number == 1

@@ -19,7 +19,9 @@ from lading.cli import main
 from lading.cli.app import cli
 from lading.cli.streams import READER_LEFT
 from lading.pipelines.spec import from_dict
+from lading.schedulers.connection import Broker
 from lading.workers.summary import EXIT_CODES
+from tests.redis_server import RedisServer
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*.md")])
@@ -110,12 +112,20 @@ def documented_fields() -> dict[str, list[str]]:
 
 
 def test_the_manual_knows_every_json_field(
-    tiny_encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_encoder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    redis_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """docs/cli.md names each field that a verb prints with --json, once, and no other."""
     source, output = tmp_path / "in.parquet", f"{tmp_path}/db/docs"
     pq.write_table(pa.table({"text": ["a file is opened", " "]}), source)
     encode = ["encode", str(source), "--model", str(tiny_encoder), "--to", f"lancedb://{output}"]
+    monkeypatch.setenv("LADING_BROKER_URL", redis_server.url)
+    queue = Broker.connect(redis_server.url).queue("lading.cpu.shards")
+    queue.send([b"junk"])
+    queue.bury(queue.pull(1, 1)[0], "no JSON")
     commands = {
         "plan, --dry-run": [*encode, "--dry-run"],
         "encode, score, extract, run": encode,
@@ -123,6 +133,9 @@ def test_the_manual_knows_every_json_field(
         "rejects": ["rejects", output],
         "query": ["query", output, "a file"],
         "optimize": ["optimize", output],
+        "queues": ["queues"],
+        "dead list": ["dead", "list", "cpu"],
+        "dead show": ["dead", "show", "cpu", queue.dead()[0].id],
     }
     documented = documented_fields()
     assert documented.keys() == commands.keys()

@@ -69,7 +69,7 @@ def test_queues_of_every_pool(broker: Broker, requests: Queue, capsys: pytest.Ca
 
 def test_the_age_of_what_waits(requests: Queue, capsys: pytest.CaptureFixture[str]) -> None:
     """How long the next message has waited is told as a clock shows it."""
-    requests.send([json.dumps({"headers": {"lading_sent": time.time() - 7200}}).encode()])
+    requests.send([json.dumps({"headers": {"lading_sent": time.time() - 7500}}).encode()])
     assert "the next since 2:0" in printed(capsys, "queues")
 
 

@@ -248,10 +248,12 @@ def spec(scratch: Path, model: Path, to: str, rows: int, shard_rows: int = 512) 
 
 
 def submit(scratch: Path, model: Path, to: str, rows: int, shard_rows: int = 512) -> str:
+    from lading.config.settings import load
     from lading.pipelines.job import draft
+    from lading.pipelines.submit import Queues
     from lading.pipelines.submit import submit as submit_job
 
-    return submit_job(draft(spec(scratch, model, to, rows, shard_rows)), pool=POOL).job
+    return submit_job(draft(spec(scratch, model, to, rows, shard_rows)), Queues.of(load())).job
 
 
 def cancel(job: str) -> None:

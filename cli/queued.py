@@ -114,7 +114,7 @@ def scheduler(once: bool, as_json: bool) -> int:
         return 0
     with orderly_stop(SCHEDULING) as stop:
         while not stop.is_set():
-            if (swept := patiently(lambda: _sweep(sweeper), stop)) is not None:
+            if (swept := patiently(lambda: _sweep(sweeper, settings.sweep_interval_s), stop)) is not None:
                 if as_json:
                     click.echo(json.dumps(swept.to_dict()))
                 elif swept.sent or swept.restored or swept.folded or swept.ended:
@@ -135,11 +135,12 @@ def queues() -> Queues:
     return Queues.of(load())
 
 
-def _sweep(sweeper: Any) -> Swept | None:
+def _sweep(sweeper: Any, interval_s: float) -> Swept | None:
     from ..config.errors import StopJob
+    from ..pipelines.sweep import LEAD
 
     try:
-        return sweeper.sweep()
+        return sweeper.sweep(lead_s=LEAD * interval_s)
     except StopJob as error:  # the registry's store is away: it may come back
         log.error("%s", error)
         return None

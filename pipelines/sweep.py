@@ -28,6 +28,7 @@ __all__ = ["Sweeper", "Swept", "settle"]
 
 log = logging.getLogger(__name__)
 
+LEAD = 3  # intervals of sweeping after which another process takes over
 FAULT_S = 30.0  # a job that could not be looked at is left alone for so long
 TURN_WAIT_S = 2.0  # that a submission waits for another's pass to end
 RESTORED_AT_ONCE = 100
@@ -65,13 +66,16 @@ class Sweeper:
         self._watched: dict[str, Watched] = {}
         self._shunned: dict[str, tuple[float, str]] = {}  # job -> until when, and why
 
-    def sweep(self, *, thorough: bool = False) -> Swept | None:
+    def sweep(self, *, thorough: bool = False, lead_s: float = 0.0) -> Swept | None:
         """One pass; None if another process has its turn. `thorough` goes by nothing that it remembers, and puts nothing off.
+
+        `lead_s`: for one of several processes that all sweep all the time: none but the first of them does, until it has
+        been away for so long.
 
         A pool whose window is full costs two counts, and no listing. Raises BrokerError, and StopJob if the registry
         cannot be reached; what ails a single job is in `faults`.
         """
-        if not self._turns.begin():
+        if (lead_s and not self._turns.lead(lead_s)) or not self._turns.begin():
             return None
         try:
             return self._pass(thorough)

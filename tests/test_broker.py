@@ -165,16 +165,11 @@ def outage() -> Iterator[Listener]:
 def test_an_outage_is_waited_out(own_redis: RedisServer, outage: Listener) -> None:
     """A call goes on when Redis is back, with what its log holds; the outage is told once, by many threads, and its end once."""
     broker = Broker.connect(own_redis.url)
+    broker.client.config_set("appendfsync", "always")
     queue = broker.queue(LIST)
     queue.send([b"1"])
     leases = queue.pull(1, LARGE)
     queue.send([b"2"])
-    with redis.Redis(port=own_redis.port) as client:
-        client.execute_command("WAITAOF", 1, 0, 0) if client.info()["redis_version"] >= "7.2" else client.bgrewriteaof()
-        while (
-            client.info("persistence")["aof_rewrite_in_progress"] or client.info("persistence")["aof_rewrite_scheduled"]
-        ):
-            pass
     own_redis.kill()
     found: list[object] = []
     waiters = [

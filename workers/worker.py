@@ -25,6 +25,8 @@ from ..config.failpoints import failpoint
 from ..config.settings import Settings
 from ..pipelines.registry import Registry
 from ..pipelines.strikes import step_of
+from ..pipelines.sweep import LEAD, Sweeper
+from ..schedulers import pools
 from ..schedulers.connection import Broker
 from ..schedulers.outages import patiently
 from ..schedulers.pools import Pool
@@ -50,7 +52,7 @@ class Worker:
     """One device's work. `start` returns at once; `stop` ends it in good order."""
 
     def __init__(self, pool: Pool, settings: Settings, broker: Broker, registry: Registry, *, device: str = "") -> None:
-        self.pool, self.settings, self.broker = pool, settings, broker
+        self.pool, self.settings, self.broker, self.registry = pool, settings, broker, registry
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}".replace(".", "-")
         self.stopping = threading.Event()
         self.shards = broker.queue(f"lading.{pool.name}.shards")
@@ -91,6 +93,7 @@ class Worker:
         self._threads = [
             threading.Thread(target=self._work, name="lading-work", daemon=True),
             threading.Thread(target=self._keep, name="lading-leases", daemon=True),
+            threading.Thread(target=self._sweep, name="lading-sweep", daemon=True),
         ]
 
     def start(self) -> None:
@@ -226,6 +229,16 @@ class Worker:
         self.leases.renew((self.shards, self.requests))
         for queue in (self.shards, self.requests):
             queue.restore(self.settings.lease_s)
+
+    def _sweep(self) -> None:
+        """What the scheduler does, as long as no scheduler (and no other worker) does it."""
+        interval_s = self.settings.sweep_interval_s
+        sweeper = Sweeper(self.broker, self.registry, pools.load(), lease_s=self.settings.lease_s)
+        while not self.stopping.wait(interval_s):
+            try:
+                patiently(lambda: sweeper.sweep(lead_s=LEAD * interval_s), self.stopping)
+            except StopJob as error:  # the registry's store is away: it may come back
+                log.error("%s", error)
 
     def _living(self) -> set[str]:
         return self.broker.living(self.pool.name)

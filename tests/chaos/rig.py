@@ -15,14 +15,16 @@ import fsspec
 import redis
 
 from lading.config.errors import BrokerError
-from lading.pipelines.job import draft, start
+from lading.pipelines.job import draft
 from lading.pipelines.manifest import Manifest
 from lading.pipelines.output import output_paths
-from lading.pipelines.registry import Entry, Registry
+from lading.pipelines.registry import Registry
 from lading.pipelines.spec import JobSpec
-from lading.pipelines.sweep import settle
+from lading.pipelines.submit import Queues, submit
+from lading.pipelines.sweep import Sweeper
+from lading.schedulers import pools
 from lading.schedulers.connection import Broker, workers_key
-from lading.schedulers.messages import Request, ShardPointer, decode, request_message, shard_message
+from lading.schedulers.messages import Request, request_message
 from tests.chaos.fleet import Fleet, until
 from tests.crash import jobs
 from tests.redis_server import RedisServer
@@ -30,7 +32,8 @@ from tests.zygote import Zygote
 
 POOL = "cpu"
 LEASE_S = 1.0
-SWEEP_S = 0.5
+SWEEP_S = 0.3
+HASTE = 20
 
 
 @dataclasses.dataclass
@@ -62,6 +65,7 @@ class Rig:
         self.shards = self.broker.queue(f"lading.{POOL}.shards")
         self.requests = self.broker.queue(f"lading.{POOL}.requests")
         self.registry = Registry(f"{root}/jobs")
+        self.queues = Queues(self.broker, self.registry, pools.load(), LEASE_S)
         self.ran = folder / "ran"
         self.ran.touch()
         environment = {
@@ -76,24 +80,22 @@ class Rig:
         self.environment = environment
         self.fleet = Fleet(zygote, environment, workers, {"ran": str(self.ran), **hooks})
         self._swept = 0.0
-        self._open: dict[str, Any] = {}
+        self.sent = 0  # shards, by the scheduler
+        # Its clock runs fast: what it puts off for a minute it does within seconds.
+        self._sweeper = Sweeper(
+            self.broker, self.registry, self.queues.pools, lease_s=LEASE_S, clock=lambda: HASTE * time.monotonic()
+        )
 
     # -- what users and the scheduler do
 
-    def submit(self, spec: JobSpec, *, copies: int = 1) -> str:
-        """Register the job and send its shards, each message so many times; its id."""
-        job = start(draft(spec))
-        entry = Entry(
-            job=job.id,
-            output=job.sink.output.url,
-            pool=POOL,
-            recipe=job.recipe.hash,
-            priority=0,
-            created=time.time(),
-        )
-        self.registry.add(entry)
-        self._send(job, copies)
-        return job.id
+    def submit(self, spec: JobSpec) -> str:
+        """As `lading submit`; its id."""
+        return submit(draft(spec), self.queues).job
+
+    def twice(self) -> None:
+        """Have every message that waits delivered once more."""
+        for queue in (self.shards, self.requests):
+            queue.send(queue.snapshot())
 
     def ask(self, model: Path, *texts: str) -> str:
         """Send one request; its id."""
@@ -111,28 +113,10 @@ class Rig:
         if time.monotonic() - self._swept < SWEEP_S:
             return
         with contextlib.suppress(BrokerError):
-            for queue in (self.shards, self.requests):
-                queue.restore(LEASE_S)
-            for entry in self.registry.list_open():
-                id = entry.job
-                if id not in self._open:
-                    self._open[id] = entry.open()
-                if settle(self._open[id], self.registry, self.broker).state == "running":
-                    self._send(self._open[id])
+            if swept := self._sweeper.sweep():
+                assert swept.faults == {}
+                self.sent += swept.sent
         self._swept = time.monotonic()
-
-    def _send(self, job: Any, copies: int = 1) -> None:
-        known = {
-            (body.job, body.shard, body.generation)
-            for body in (decode(raw).body for raw in self.shards.snapshot())
-            if isinstance(body, ShardPointer)
-        }
-        pointers = [
-            ShardPointer(job.id, work.shard.number, work.generation, job.recipe.hash) for work in job.manifest.work()
-        ]
-        missing = [one for one in pointers if (one.job, one.shard, one.generation) not in known]
-        raws = [shard_message(one, now=time.time()) for one in missing]
-        self.shards.send([raw for raw in raws for _ in range(copies)])
 
     # -- waiting
 

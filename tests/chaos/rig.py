@@ -58,32 +58,41 @@ class Rig:
     """See the module. `root` is a folder or a bucket: it has the registry and the outputs."""
 
     def __init__(
-        self, zygote: Zygote, server: RedisServer, root: str, folder: Path, *, workers: int = 3, **hooks: Any
+        self,
+        zygote: Zygote,
+        server: RedisServer,
+        root: str,
+        folder: Path,
+        *,
+        workers: int = 3,
+        lease_s: float = LEASE_S,
+        environment: dict[str, str] | None = None,
+        **hooks: Any,
     ) -> None:
+        """`hooks`: see tests/worker_hooks.py."""
         self.server, self.root = server, root
         self.broker = Broker.connect(server.url)
         self.shards = self.broker.queue(f"lading.{POOL}.shards")
         self.requests = self.broker.queue(f"lading.{POOL}.requests")
         self.registry = Registry(f"{root}/jobs")
-        self.queues = Queues(self.broker, self.registry, pools.load(), LEASE_S)
+        self.queues = Queues(self.broker, self.registry, pools.load(), lease_s)
         self.ran = folder / "ran"
         self.ran.touch()
-        environment = {
+        settings = {
             "LADING_BROKER_URL": server.url,
             "LADING_JOBS": f"{root}/jobs",
             "LADING_POOL": POOL,
             "LADING_ROOTS": "/",
-            "LADING_LEASE_S": str(LEASE_S),
+            "LADING_LEASE_S": str(lease_s),
             "LADING_FOLD_INTERVAL_S": "0.1",
             "LADING_BATCH_TOKENS_CPU": str(jobs.BATCH_TOKENS),
         }
-        self.environment = environment
-        self.fleet = Fleet(zygote, environment, workers, {"ran": str(self.ran), **hooks})
+        self.fleet = Fleet(zygote, {**settings, **(environment or {})}, workers, {"ran": str(self.ran), **hooks})
         self._swept = 0.0
         self.sent = 0  # shards, by the scheduler
         # Its clock runs fast: what it puts off for a minute it does within seconds.
         self._sweeper = Sweeper(
-            self.broker, self.registry, self.queues.pools, lease_s=LEASE_S, clock=lambda: HASTE * time.monotonic()
+            self.broker, self.registry, self.queues.pools, lease_s=lease_s, clock=lambda: HASTE * time.monotonic()
         )
 
     # -- what users and the scheduler do
@@ -92,10 +101,14 @@ class Rig:
         """As `lading submit`; its id."""
         return submit(draft(spec), self.queues).job
 
-    def twice(self) -> None:
-        """Have every message that waits delivered once more."""
+    def twice(self, times: int = 2) -> int:
+        """Have every message that is there delivered so many times; how many were added."""
+        added = 0
         for queue in (self.shards, self.requests):
-            queue.send(queue.snapshot())
+            raws = queue.snapshot() * (times - 1)
+            queue.send(raws)
+            added += len(raws)
+        return added
 
     def ask(self, model: Path, *texts: str) -> str:
         """Send one request; its id."""
@@ -166,7 +179,7 @@ class Rig:
 
     def check_quiet(self) -> None:
         """All workers stopped in good order: no lease, no message, no suspicion, no note is left of anything."""
-        self.until(lambda: self._settled(), tend=False)
+        self.until(lambda: self.settled(), tend=False)
         self.fleet.stop()
         left = {key.decode() for key in self._keys() if not key.startswith((b"celery-task-meta-", b"_kombu.binding"))}
         assert not {key for key in left if key.startswith(("unacked", "strikes:", "dead:"))}, left
@@ -178,7 +191,7 @@ class Rig:
             files, folder = fsspec.url_to_fs(entry.place.job(entry.job).url)
             assert files.find(f"{folder}/strikes") == []
 
-    def _settled(self) -> bool:
+    def settled(self) -> bool:
         counts = self.shards.counts(), self.requests.counts()
         return all(one.waiting == one.in_flight == 0 for one in counts)
 

@@ -113,9 +113,10 @@ def settle(job: Job, registry: Registry, broker: Broker) -> Standing:
     A job that is finished but for rows that another attempt may save is left open for `lading retry`, and yet needs no more
     looks. Raises StopJob, LadingError.
     """
+    standing = job.standing()  # before the fold: what is published in between is the next one's to fold, and no error
     if job.fold().void:
         look_anew(broker)
-    standing = job.standing()
+        standing = job.standing()
     if standing.state == "finished" and not standing.totals.retryable:
         job.close(report(job, standing))
     if standing.state in ("finished", "cancelled"):

@@ -17,7 +17,7 @@ ITEM = b"."  # one for each item that goes to the device
 
 
 def install(hooks: dict[str, Any]) -> None:
-    """`kills`, `hangs`: texts with this word do so (hanging only the process that makes the file `hung` first);
+    """`kills`, `hangs`: texts with this word do so (hanging only the process that is first to make the file `hung`, with its pid);
     `dies_loading`: loading kills while this file exists; `ran`: a file that gets one byte for each item run."""
     if "dies_loading" in hooks:
         _die_while_loading(hooks["dies_loading"])
@@ -75,7 +75,8 @@ def _watch_rows(hooks: dict[str, Any]) -> None:
 
 def _first(file: str) -> bool:
     try:
-        os.close(os.open(file, os.O_CREAT | os.O_EXCL))
+        with open(file, "x") as made:
+            made.write(str(os.getpid()))
     except FileExistsError:
         return False
     return True

@@ -99,6 +99,7 @@ class Zygote:
     def _start(self, request: dict[str, Any], failpoint: str) -> Child:
         self._started += 1
         result = self._folder / f"run-{self._started}.json"
+        result.with_suffix(".log").touch()
         return Child(self.ask({**request, "failpoint": failpoint, "result": str(result)}), self, result)
 
     def finish(self, spec: JobSpec, **options: Any) -> dict[str, Any]:

@@ -15,14 +15,16 @@ import fsspec
 import redis
 
 from lading.config.errors import BrokerError
-from lading.pipelines.job import draft, start
+from lading.pipelines.job import draft
 from lading.pipelines.manifest import Manifest
 from lading.pipelines.output import output_paths
-from lading.pipelines.registry import Entry, Registry
+from lading.pipelines.registry import Registry
 from lading.pipelines.spec import JobSpec
-from lading.pipelines.sweep import settle
+from lading.pipelines.submit import Queues, submit
+from lading.pipelines.sweep import Sweeper
+from lading.schedulers import pools
 from lading.schedulers.connection import Broker, workers_key
-from lading.schedulers.messages import Request, ShardPointer, decode, request_message, shard_message
+from lading.schedulers.messages import Request, request_message
 from tests.chaos.fleet import Fleet, until
 from tests.crash import jobs
 from tests.redis_server import RedisServer
@@ -30,7 +32,8 @@ from tests.zygote import Zygote
 
 POOL = "cpu"
 LEASE_S = 1.0
-SWEEP_S = 0.5
+SWEEP_S = 0.3
+HASTE = 20
 
 
 @dataclasses.dataclass
@@ -55,45 +58,57 @@ class Rig:
     """See the module. `root` is a folder or a bucket: it has the registry and the outputs."""
 
     def __init__(
-        self, zygote: Zygote, server: RedisServer, root: str, folder: Path, *, workers: int = 3, **hooks: Any
+        self,
+        zygote: Zygote,
+        server: RedisServer,
+        root: str,
+        folder: Path,
+        *,
+        workers: int = 3,
+        lease_s: float = LEASE_S,
+        environment: dict[str, str] | None = None,
+        **hooks: Any,
     ) -> None:
+        """`hooks`: see tests/worker_hooks.py."""
         self.server, self.root = server, root
         self.broker = Broker.connect(server.url)
         self.shards = self.broker.queue(f"lading.{POOL}.shards")
         self.requests = self.broker.queue(f"lading.{POOL}.requests")
         self.registry = Registry(f"{root}/jobs")
+        self.queues = Queues(self.broker, self.registry, pools.load(), lease_s)
         self.ran = folder / "ran"
         self.ran.touch()
-        environment = {
+        settings = {
             "LADING_BROKER_URL": server.url,
             "LADING_JOBS": f"{root}/jobs",
             "LADING_POOL": POOL,
             "LADING_ROOTS": "/",
-            "LADING_LEASE_S": str(LEASE_S),
+            "LADING_LEASE_S": str(lease_s),
             "LADING_FOLD_INTERVAL_S": "0.1",
             "LADING_BATCH_TOKENS_CPU": str(jobs.BATCH_TOKENS),
         }
-        self.environment = environment
-        self.fleet = Fleet(zygote, environment, workers, {"ran": str(self.ran), **hooks})
+        self.fleet = Fleet(zygote, {**settings, **(environment or {})}, workers, {"ran": str(self.ran), **hooks})
         self._swept = 0.0
-        self._open: dict[str, Any] = {}
+        self.sent = 0  # shards, by the scheduler
+        # Its clock runs fast: what it puts off for a minute it does within seconds.
+        self._sweeper = Sweeper(
+            self.broker, self.registry, self.queues.pools, lease_s=lease_s, clock=lambda: HASTE * time.monotonic()
+        )
 
     # -- what users and the scheduler do
 
-    def submit(self, spec: JobSpec, *, copies: int = 1) -> str:
-        """Register the job and send its shards, each message so many times; its id."""
-        job = start(draft(spec))
-        entry = Entry(
-            job=job.id,
-            output=job.sink.output.url,
-            pool=POOL,
-            recipe=job.recipe.hash,
-            priority=0,
-            created=time.time(),
-        )
-        self.registry.add(entry)
-        self._send(job, copies)
-        return job.id
+    def submit(self, spec: JobSpec) -> str:
+        """As `lading submit`; its id."""
+        return submit(draft(spec), self.queues).job
+
+    def twice(self, times: int = 2) -> int:
+        """Have every message that is there delivered so many times; how many were added."""
+        added = 0
+        for queue in (self.shards, self.requests):
+            raws = queue.snapshot() * (times - 1)
+            queue.send(raws)
+            added += len(raws)
+        return added
 
     def ask(self, model: Path, *texts: str) -> str:
         """Send one request; its id."""
@@ -111,28 +126,10 @@ class Rig:
         if time.monotonic() - self._swept < SWEEP_S:
             return
         with contextlib.suppress(BrokerError):
-            for queue in (self.shards, self.requests):
-                queue.restore(LEASE_S)
-            for entry in self.registry.list_open():
-                id = entry.job
-                if id not in self._open:
-                    self._open[id] = entry.open()
-                if settle(self._open[id], self.registry, self.broker).state == "running":
-                    self._send(self._open[id])
+            if swept := self._sweeper.sweep():
+                assert swept.faults == {}
+                self.sent += swept.sent
         self._swept = time.monotonic()
-
-    def _send(self, job: Any, copies: int = 1) -> None:
-        known = {
-            (body.job, body.shard, body.generation)
-            for body in (decode(raw).body for raw in self.shards.snapshot())
-            if isinstance(body, ShardPointer)
-        }
-        pointers = [
-            ShardPointer(job.id, work.shard.number, work.generation, job.recipe.hash) for work in job.manifest.work()
-        ]
-        missing = [one for one in pointers if (one.job, one.shard, one.generation) not in known]
-        raws = [shard_message(one, now=time.time()) for one in missing]
-        self.shards.send([raw for raw in raws for _ in range(copies)])
 
     # -- waiting
 
@@ -182,7 +179,7 @@ class Rig:
 
     def check_quiet(self) -> None:
         """All workers stopped in good order: no lease, no message, no suspicion, no note is left of anything."""
-        self.until(lambda: self._settled(), tend=False)
+        self.until(lambda: self.settled(), tend=False)
         self.fleet.stop()
         left = {key.decode() for key in self._keys() if not key.startswith((b"celery-task-meta-", b"_kombu.binding"))}
         assert not {key for key in left if key.startswith(("unacked", "strikes:", "dead:"))}, left
@@ -194,7 +191,7 @@ class Rig:
             files, folder = fsspec.url_to_fs(entry.place.job(entry.job).url)
             assert files.find(f"{folder}/strikes") == []
 
-    def _settled(self) -> bool:
+    def settled(self) -> bool:
         counts = self.shards.counts(), self.requests.counts()
         return all(one.waiting == one.in_flight == 0 for one in counts)
 

@@ -45,6 +45,9 @@ from .suspects import rows_between, without
 
 log = logging.getLogger(__name__)
 
+# Small ones: what a worker has gathered no other one can do, and the end of a job waits for the slowest.
+WINDOW_BATCHES = 4  # sorted together
+AHEAD_BATCHES = 2  # of each stream, prepared beyond that
 WRITING = 2  # shards that may wait to be written: a slow sink holds the device back rather than filling memory
 
 
@@ -63,7 +66,9 @@ class Worker:
         self.residents = Residents(device, settings.threads, pool.memory_bytes, loading=self.leases.loading)
         budget = pool.batch_tokens or settings.batch_tokens(device)
         streams = adapters.streams(device, settings.threads)
-        self.engine = Engine(streams, budget, settings.window(budget), self.stopping, on_batch=self.leases.beat)
+        window = settings.window_tokens or WINDOW_BATCHES * budget
+        ahead = window + AHEAD_BATCHES * budget * streams
+        self.engine = Engine(streams, budget, window, self.stopping, on_batch=self.leases.beat, ahead=ahead)
         self.answers = Answers(
             broker,
             self.requests,
@@ -87,7 +92,13 @@ class Worker:
         self.engine.requests = self.lane
         self.desk = Desk(self.shards, self.leases, registry, self.residents, self.name, self._living)
         self.feed = Feed(
-            self.shards, self.leases, self.desk, pool.pull_shards, self.stopping, lambda: bool(self.lane.alone)
+            self.shards,
+            self.leases,
+            self.desk,
+            pool.pull_shards,
+            self.stopping,
+            lambda: bool(self.lane.alone),
+            self.engine.has_room,
         )
         self.folds = Folds(self.desk, registry, broker, settings.fold_interval_s, self.leases.beat, self.stopping)
         self._threads = [

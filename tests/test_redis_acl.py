@@ -16,8 +16,10 @@ from celery import Celery
 from celery.result import AsyncResult
 
 from lading.config.errors import BrokerError, QueueFull
+from lading.pipelines.steering import pool_lines
 from lading.schedulers.connection import Broker
 from lading.schedulers.queues import Queue
+from tests.queued import job_spec, queues, submitted
 from tests.redis_server import RedisServer, executable
 
 FILES = sorted((Path(__file__).parents[1] / "deploy" / "redis").glob("*.acl"))
@@ -172,6 +174,23 @@ def test_a_scheduler_keeps_queues_filled_and_whole(guarded: RedisServer, admin: 
     with pytest.raises(BrokerError, match=r"does not let this user do that: .*deploy/redis"):
         broker.queue(SHARDS).pull(1, LARGE)
     assert broker.queue(SHARDS).counts().waiting == 2
+
+
+@pytest.mark.parametrize("user", ["scheduler", "worker"])
+def test_jobs_are_submitted_swept_and_shown(
+    guarded: RedisServer, admin: redis.Redis, tmp_path: Path, tiny_encoder: Path, user: str
+) -> None:
+    """By operators and schedulers, and by workers where there is no scheduler."""
+    at = queues(url_of(guarded, user), tmp_path)
+    spec = job_spec(tmp_path, tiny_encoder, "a", 2)
+    assert submitted(at, spec).sent == 2
+    admin.delete(SHARDS)
+    swept = at.sweeper().sweep(lead_s=60.0)
+    assert swept is not None
+    assert (swept.sent, swept.left) == (2, {"cpu": 2})
+    submitted(at, spec)  # once more: whoever sweeps is told to look anew
+    assert [(pool.waiting, pool.left) for pool in pool_lines(at)] == [(2, 2)]
+    assert refusals(admin) == []
 
 
 def test_a_producer_sends_and_awaits(guarded: RedisServer, admin: redis.Redis) -> None:

@@ -9,68 +9,106 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 import traceback
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery import Celery, bootsteps
 from celery.signals import worker_init
+from celery.worker import state
 
+from ..config.errors import LadingError
 from ..config.settings import load as load_settings
 from ..schedulers import celery_settings, pools
 from ..schedulers.connection import Broker
+
+if TYPE_CHECKING:
+    from .worker import Worker
 
 log = logging.getLogger(__name__)
 
 DEFECT = 70  # exit code of a process in which a thread failed on something that nobody foresaw (EX_SOFTWARE)
 
+
+def _configuration() -> dict[str, Any]:
+    """Celery's. A setting that cannot be is said in one line, here where Celery would print a traceback."""
+    try:
+        return celery_settings.of(load_settings(), os.environ.get("LADING_POOL", ""))
+    except LadingError as error:
+        _refuse(error)
+
+
+def _refuse(error: LadingError) -> NoReturn:
+    """End as `lading` does; exit code 2 tells a supervisor that it will not start however often it is tried."""
+    print(f"lading: {error}", file=sys.stderr)
+    raise SystemExit(error.exit_code) from error
+
+
 app = Celery("lading", set_as_current=False)
-app.config_from_object(celery_settings.of(load_settings(), os.environ.get("LADING_POOL", "")))
+app.config_from_object(_configuration())
 
 
 class Consume(bootsteps.StartStopStep):
-    """Starts the batch consumer before Celery's own, and ends it after."""
+    """Starts the batch consumer before Celery's own, and ends it when the process is told to stop: at once, and not only when
+    Celery's thread has finished a control task. What remains for Celery is to wait for that."""
 
     requires = ("celery.worker.components:Pool",)
 
     def __init__(self, parent: Any, **given: Any) -> None:
         super().__init__(parent, **given)
-        self.worker: Any = None
+        self._asked, self._hurry = threading.Event(), threading.Event()
+        self._ending: threading.Thread | None = None
 
     def start(self, parent: Any) -> None:
-        from ..pipelines.registry import Registry
-        from .worker import Worker
-
-        settings = load_settings()
-        pool = pools.find(pools.load(), celery_settings.pool_name(os.environ.get("LADING_POOL", "")))
-        threading.excepthook = _end_at_once
-        broker = Broker.connect(settings.broker_url)
-        self.worker = Worker(
-            pool, settings, broker, Registry(settings.jobs), device=os.environ.get("LADING_DEVICE", "")
-        )
-        self.worker.start()
+        try:
+            worker, grace_s = _worker()
+        except LadingError as error:
+            _refuse(error)
+        self._ending = threading.Thread(target=self._end, args=(worker, grace_s), name="lading-end", daemon=True)
+        worker.start()
+        self._ending.start()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
 
     def stop(self, parent: Any) -> None:
-        """Celery is told to stop (SIGTERM, or Ctrl-C): finish what fits into the grace. A second signal cuts that short."""
-        worker, self.worker = self.worker, None
-        if worker is None:
-            return
-        hurry = threading.Event()
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            hurry.set()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, ask)
-        worker.stop(load_settings().grace_s, hurry)
+        """Celery is ending; so do we, if nobody asked yet."""
+        self._asked.set()
+        if self._ending is not None:
+            self._ending.join()
 
     def terminate(self, parent: Any) -> None:
-        worker, self.worker = self.worker, None
-        if worker is not None:
-            hurry = threading.Event()
-            hurry.set()
-            worker.stop(0.0, hurry)
+        self._hurry.set()
+        self.stop(parent)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        """The first SIGINT or SIGTERM: finish what fits into the grace. A second one cuts that short, however soon it comes."""
+        if self._asked.is_set():
+            self._hurry.set()
+        else:
+            self._asked.set()
+            state.should_stop = 0  # the exit code; Celery's loop looks at it
+
+    def _end(self, worker: Worker, grace_s: float) -> None:
+        self._asked.wait()
+        log.warning("%s: finishing what was begun; once more, and it is given back at once", worker.name)
+        worker.stop(grace_s, self._hurry)
+
+
+def _worker() -> tuple[Worker, float]:
+    """The batch consumer that the settings ask for, and its grace. Raises UsageError."""
+    from ..pipelines.registry import Registry
+    from .programs import check_kind
+    from .worker import Worker
+
+    settings = load_settings()
+    pool = pools.find(pools.load(), celery_settings.pool_name(os.environ.get("LADING_POOL", "")))
+    device = os.environ.get("LADING_DEVICE", "") or pool.device
+    check_kind(pool, device)
+    threading.excepthook = _end_at_once
+    broker = Broker.connect(settings.broker_url)
+    return Worker(pool, settings, broker, Registry(settings.jobs), device=device), settings.grace_s
 
 
 app.steps["worker"].add(Consume)  # pyright: ignore[reportOptionalSubscript]

@@ -11,6 +11,7 @@ from ..config.settings import load
 from ..schedulers import pools
 from ..schedulers.celery_settings import pool_name
 from ..schedulers.connection import Broker
+from ..schedulers.pools import Pool
 from .supervise import Program
 
 # -P: in a checkout, our `adapters` must not be found before another package of that name.
@@ -28,10 +29,15 @@ def workers(pool: str, devices: str, *, processes: int = 1, verbose: bool = Fals
     Broker.connect(load().broker_url)  # that nobody answers yet is no reason not to wait
     named = _devices(devices, found.device)
     for device in named:
-        if not device.startswith(found.device):
-            raise UsageError(f"device {device} is none for pool {found.name}, whose device is {found.device}")
+        check_kind(found, device)
         check_device(device)
     return [_worker(found.name, number, device, verbose) for number, device in enumerate(named * processes)]
+
+
+def check_kind(pool: Pool, device: str) -> None:
+    """Raises UsageError for a device of another kind than the pool's."""
+    if not device.startswith(pool.device):
+        raise UsageError(f"device {device} is none for pool {pool.name}, whose device is {pool.device}")
 
 
 def scheduler() -> Program:

@@ -62,7 +62,13 @@ def supervise(programs: Sequence[Program], stop: threading.Event, hurry: threadi
         time.sleep(0.05)
     if refused:
         return REFUSED
-    return next((code for child in children if child.process and (code := abs(child.process.returncode or 0))), 0)
+    return next((code for child in children if (code := _code(child))), 0)
+
+
+def _code(child: _Child) -> int:
+    """What came of it; one that our SIGTERM met before it had begun has ended well."""
+    code = child.process.returncode if child.process else 0
+    return 0 if code == -signal.SIGTERM else abs(code)
 
 
 def _look_after(child: _Child) -> None:

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 JOB = click.argument("job", metavar="JOB|OUTPUT")
 WATCH_S = 1.0  # between two looks, more where a look takes long
 SHARE = 0.1  # of the time, at most, that looks may take
+HUNGRY = 10  # times more passes while workers empty the window faster than it is filled
 SCHEDULING = b"\nlading: ending the pass; again to stop at once\n"
 WATCHING = b"\nlading: the job goes on, watched or not\n"
 
@@ -113,12 +114,13 @@ def scheduler(once: bool, as_json: bool) -> int:
         return 0
     with orderly_stop(SCHEDULING) as stop:
         while not stop.is_set():
-            if (swept := patiently(lambda: _sweep(sweeper), stop)) is not None:
+            if (swept := patiently(lambda: _sweep(sweeper, settings.sweep_interval_s), stop)) is not None:
                 if as_json:
                     click.echo(json.dumps(swept.to_dict()))
                 elif swept.sent or swept.restored or swept.folded or swept.ended:
                     log.info("%s", _swept(swept))
-            stop.wait(settings.sweep_interval_s)
+            soon = swept is not None and swept.hungry
+            stop.wait(settings.sweep_interval_s / (HUNGRY if soon else 1))
     return 0
 
 
@@ -133,11 +135,12 @@ def queues() -> Queues:
     return Queues.of(load())
 
 
-def _sweep(sweeper: Any) -> Swept | None:
+def _sweep(sweeper: Any, interval_s: float) -> Swept | None:
     from ..config.errors import StopJob
+    from ..pipelines.sweep import LEAD
 
     try:
-        return sweeper.sweep()
+        return sweeper.sweep(lead_s=LEAD * interval_s)
     except StopJob as error:  # the registry's store is away: it may come back
         log.error("%s", error)
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..config.errors import UsageError
 from . import options as opt
 
 if TYPE_CHECKING:
@@ -49,7 +47,10 @@ def worker(ctx: click.Context, pool: str, devices: str, allow: Sequence[str]) ->
     Takes shards and requests from the broker at LADING_BROKER_URL. Ctrl-C or SIGTERM: nothing more is taken, what fits into the grace is
     finished, the rest given back; a second one cuts that short.
     """
-    return _run(_workers(pool, devices, allow, verbose=_verbose(ctx)))
+    from ..workers.programs import workers
+
+    _allow(allow)
+    return _run(workers(pool, devices, verbose=_verbose(ctx)))
 
 
 @click.command()
@@ -65,43 +66,20 @@ def worker(ctx: click.Context, pool: str, devices: str, allow: Sequence[str]) ->
 @click.pass_context
 def up(ctx: click.Context, pool: str, devices: str, allow: Sequence[str], workers: int) -> int:
     """Run all that a single machine needs: workers and the scheduler, stopping together. The broker is yours."""
-    from ..workers.supervise import Program
+    from ..workers.programs import scheduler
+    from ..workers.programs import workers as programs
 
-    scheduler = Program("scheduler", [sys.executable, "-P", "-m", "lading.cli", "scheduler"])
-    return _run([scheduler, *_workers(pool, devices, allow, processes=workers, verbose=_verbose(ctx))])
+    _allow(allow)
+    return _run([scheduler(), *programs(pool, devices, processes=workers, verbose=_verbose(ctx))])
+
+
+def _allow(roots: Sequence[str]) -> None:
+    if roots:
+        os.environ["LADING_ROOTS"] = ",".join(roots)
 
 
 def _verbose(ctx: click.Context) -> bool:
     return bool(ctx.parent and ctx.parent.params.get("verbose"))
-
-
-def _workers(pool: str, devices: str, allow: Sequence[str], *, processes: int = 1, verbose: bool) -> list[Program]:
-    """What to run, all that can be refused refused first."""
-    from ..adapters import check_device
-    from ..config.settings import load
-    from ..schedulers import pools
-    from ..schedulers.celery_settings import pool_name
-    from ..schedulers.connection import Broker
-    from ..workers.supervise import worker as program
-
-    if allow:
-        os.environ["LADING_ROOTS"] = ",".join(allow)
-    kind = pools.find(pools.load(), pool_name(pool))
-    Broker.connect(load().broker_url)  # its URL is looked at; that nobody answers yet is no reason not to wait
-    named = _devices(devices, kind.device) * processes
-    for device in set(named):
-        if not device.startswith(kind.device):
-            raise UsageError(f"device {device} is none for pool {kind.name}, whose device is {kind.device}")
-        check_device(device)
-    return [program(kind.name, number, device, verbose=verbose) for number, device in enumerate(named)]
-
-
-def _devices(wanted: str, kind: str) -> list[str]:
-    if wanted == "all" and kind == "cuda":
-        from ..adapters.devices import count
-
-        return [f"cuda:{number}" for number in range(count())] or [kind]
-    return [kind] if wanted in ("", "all") else [one.strip() for one in wanted.split(",")]
 
 
 def _run(programs: Sequence[Program]) -> int:

@@ -22,7 +22,15 @@ FILE = "settings.yaml"
 FILES = (FILE, "pools.yaml")  # that may lie in LADING_CONFIG_DIR
 WINDOW_BATCHES = 16  # batches' worth of tokens sorted together unless window_tokens says otherwise
 # LADING_ variables that are read elsewhere and are not settings; a test compares the list with the code.
-_NOT_SETTINGS = ("LADING_ATTENTION", "LADING_CONFIG_DIR", "LADING_DEBUG", "LADING_FAILPOINT", "LADING_LINEAR")
+_NOT_SETTINGS = (
+    "LADING_ATTENTION",
+    "LADING_CONFIG_DIR",
+    "LADING_DEBUG",
+    "LADING_DEVICE",
+    "LADING_FAILPOINT",
+    "LADING_LINEAR",
+    "LADING_POOL",
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,10 +16,11 @@ from typing import Any, Generic, Literal, Self, TypeVar, Unpack
 
 from ..config.errors import UsageError
 from ..config.settings import load
-from ..schedulers import awaiting
+from ..schedulers import awaiting, pools
 from ..schedulers.connection import Broker
 from ..schedulers.lines import AsyncLine, Line
 from ..schedulers.messages import request_message
+from ..schedulers.routing import route
 from .calls import Call, EncodeOptions, Inputs, Options, ScoreOptions, Vectors, finished, merge, plan
 
 __all__ = ["AsyncClient", "AsyncTicket", "Client", "Ticket", "Vectors"]
@@ -38,6 +39,7 @@ class _Sent:
     call: Call
     verb: str
     dims: int
+    queue: str
     ids: list[str]
     raws: list[bytes]
 
@@ -58,10 +60,16 @@ class _Verbs(Generic[Answered, Ticketed]):
     Raises UsageError for what cannot be sent, RequestFailed in the worker's words, RequestTimeout, BrokerError.
     """
 
-    def __init__(self, url: str = "", *, pool: str = "cpu") -> None:
-        """`url` of the broker, "" for the setting broker_url. Connects when it is first used. Raises UsageError."""
+    def __init__(self, url: str = "", *, pool: str = "") -> None:
+        """`url` of the broker, "" for the setting broker_url; `pool` that does the work, "" for the smallest that can.
+
+        Connects when it is first used. Raises UsageError for a URL that is none and for an unknown pool.
+        """
         settings = load()
-        self._url, self._pool, self._limit = url or settings.broker_url, pool, settings.max_waiting_requests
+        self._url, self._limit = url or settings.broker_url, settings.max_waiting_requests
+        self._pools, self._pool = pools.load(), pool
+        if pool:
+            pools.find(self._pools, pool)
 
     def encode(
         self,
@@ -194,11 +202,11 @@ class _Verbs(Generic[Answered, Ticketed]):
         raws = [
             request_message(one, id=id, now=now, expires=expires) for one, id in zip(call.requests, ids, strict=True)
         ]
-        return _Sent(call, verb, options.get("dims", 0), ids, raws)
+        return _Sent(call, verb, options.get("dims", 0), self._queue(options), ids, raws)
 
-    def _queue(self) -> str:
-        """The queue that this client's requests go to."""
-        return f"lading.{self._pool}.requests"
+    def _queue(self, options: Mapping[str, Any]) -> str:
+        """The queue of requests with these options. What the model weighs, a client without models cannot know."""
+        return route(options.get("precision", "float32"), 0, self._pools, self._pool).requests
 
     def _answer(self, steps: awaiting.Steps, sent: _Sent, on_error: str) -> Answered:
         raise NotImplementedError
@@ -210,17 +218,17 @@ class _Verbs(Generic[Answered, Ticketed]):
 class Client(_Verbs[Any, "Ticket"]):
     """For threads: any number may share one, and a forked child makes its connections anew."""
 
-    def __init__(self, url: str = "", *, pool: str = "cpu") -> None:
+    def __init__(self, url: str = "", *, pool: str = "") -> None:
         super().__init__(url, pool=pool)
         self._broker = Broker.connect(self._url)
         self._idle: deque[Line] = deque()
         self._process = os.getpid()
 
-    def run(self, steps: awaiting.Steps) -> awaiting.Found:
-        """Carry out steps on a line that no other thread has."""
+    def run(self, steps: awaiting.Steps, queue: str = "") -> awaiting.Found:
+        """Carry out steps on a line that no other thread has. `queue` is needed where they send."""
         line = self._line()
         try:
-            found = line.run(steps)
+            found = line.run(queue, steps)
         except BaseException:
             line.hang_up()  # it may be in the middle of something
             raise
@@ -244,13 +252,13 @@ class Client(_Verbs[Any, "Ticket"]):
         try:
             return self._idle.pop()
         except IndexError:
-            return Line(self._broker, self._queue(), self._limit)
+            return Line(self._broker, self._limit)
 
     def _answer(self, steps: awaiting.Steps, sent: _Sent, on_error: str) -> Any:
-        return sent.result(self.run(steps), on_error)
+        return sent.result(self.run(steps, sent.queue), on_error)
 
     def _ticket(self, steps: awaiting.Steps, sent: _Sent) -> Ticket:
-        self.run(steps)
+        self.run(steps, sent.queue)
         return Ticket(self, dataclasses.replace(sent, raws=[]))
 
 
@@ -281,16 +289,16 @@ class Ticket:
 class AsyncClient(_Verbs[Awaitable[Any], "Awaitable[AsyncTicket]"]):
     """For tasks of one asyncio loop: any number may share one. Close it before the loop ends."""
 
-    def __init__(self, url: str = "", *, pool: str = "cpu") -> None:
+    def __init__(self, url: str = "", *, pool: str = "") -> None:
         super().__init__(url, pool=pool)
         self._broker = Broker.connect_async(self._url)
         self._idle: deque[AsyncLine] = deque()
 
-    async def run(self, steps: awaiting.Steps) -> awaiting.Found:
-        """Carry out steps on a line that no other task has."""
-        line = self._idle.pop() if self._idle else AsyncLine(self._broker, self._queue(), self._limit)
+    async def run(self, steps: awaiting.Steps, queue: str = "") -> awaiting.Found:
+        """Carry out steps on a line that no other task has. `queue` is needed where they send."""
+        line = self._idle.pop() if self._idle else AsyncLine(self._broker, self._limit)
         try:
-            found = await line.run(steps)
+            found = await line.run(queue, steps)
         except BaseException:
             await line.hang_up()
             raise
@@ -309,10 +317,10 @@ class AsyncClient(_Verbs[Awaitable[Any], "Awaitable[AsyncTicket]"]):
         await self.close()
 
     async def _answer(self, steps: awaiting.Steps, sent: _Sent, on_error: str) -> Any:
-        return sent.result(await self.run(steps), on_error)
+        return sent.result(await self.run(steps, sent.queue), on_error)
 
     async def _ticket(self, steps: awaiting.Steps, sent: _Sent) -> AsyncTicket:
-        await self.run(steps)
+        await self.run(steps, sent.queue)
         return AsyncTicket(self, dataclasses.replace(sent, raws=[]))
 
 

@@ -28,6 +28,7 @@ __all__ = ["Sweeper", "Swept", "settle"]
 
 log = logging.getLogger(__name__)
 
+LEAD = 3  # intervals of sweeping after which another process takes over
 FAULT_S = 30.0  # a job that could not be looked at is left alone for so long
 TURN_WAIT_S = 2.0  # that a submission waits for another's pass to end
 RESTORED_AT_ONCE = 100
@@ -43,6 +44,7 @@ class Swept:
     sent: int = 0  # shards
     folded: int = 0  # shards that nobody had brought into view
     ended: int = 0  # jobs that need no more looks
+    hungry: bool = False  # a window was more than half empty and could be filled: the next pass should come soon
     faults: dict[str, str] = dataclasses.field(default_factory=dict)  # job -> why it cannot be looked at
     left: dict[str, int] = dataclasses.field(default_factory=dict)  # pool -> shards that are not done
 
@@ -64,13 +66,16 @@ class Sweeper:
         self._watched: dict[str, Watched] = {}
         self._shunned: dict[str, tuple[float, str]] = {}  # job -> until when, and why
 
-    def sweep(self, *, thorough: bool = False) -> Swept | None:
+    def sweep(self, *, thorough: bool = False, lead_s: float = 0.0) -> Swept | None:
         """One pass; None if another process has its turn. `thorough` goes by nothing that it remembers, and puts nothing off.
+
+        `lead_s`: for one of several processes that all sweep all the time: none but the first of them does, until it has
+        been away for so long.
 
         A pool whose window is full costs two counts, and no listing. Raises BrokerError, and StopJob if the registry
         cannot be reached; what ails a single job is in `faults`.
         """
-        if not self._turns.begin():
+        if (lead_s and not self._turns.lead(lead_s)) or not self._turns.begin():
             return None
         try:
             return self._pass(thorough)
@@ -100,7 +105,9 @@ class Sweeper:
             self._follow_next = now + LOOK_S
             for pool in roomy:
                 jobs = [job for job in self._watched.values() if job.entry.pool == pool.name]
-                swept.sent += self._fill(pool, jobs, anew=anew)
+                sent = self._fill(pool, jobs, anew=anew)
+                swept.sent += sent
+                swept.hungry |= 2 * sent > window(pool)
             for job in list(self._watched.values()):
                 self._apart(job.entry.job, lambda job=job: self._look_after(job, swept, thorough))
         swept.left = dict.fromkeys(self.pools, 0)

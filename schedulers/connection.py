@@ -12,6 +12,7 @@ import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
 from ..config.errors import UsageError, nearest
@@ -41,15 +42,12 @@ class Broker:
     @classmethod
     def connect(cls, url: str) -> Broker:
         """No connection is made before the first command. Raises UsageError for a URL that names no Redis, or unverified TLS."""
-        # 2: nothing here needs the newer protocol, in which connecting takes rights that ACL users need for nothing else.
-        client = redis.Redis(**arguments(url), protocol=2, driver_info=None, retry=Retry(NoBackoff(), 0))
-        return cls(client, redact(url))
+        return cls(redis.Redis(**arguments(url), retry=Retry(NoBackoff(), 0)), redact(url))
 
     @staticmethod
     def connect_async(url: str) -> AsyncBroker:
         """The same for asyncio."""
-        client = redis.asyncio.Redis(**arguments(url), protocol=2, driver_info=None, retry=AsyncRetry(NoBackoff(), 0))
-        return AsyncBroker(client, redact(url))
+        return AsyncBroker(redis.asyncio.Redis(**arguments(url), retry=AsyncRetry(NoBackoff(), 0)), redact(url))
 
     def check(self) -> None:
         """Raises BrokerError unless the server answers and takes this user."""
@@ -119,9 +117,11 @@ def workers_key(pool: str) -> str:
 
 def redact(url: str) -> str:
     """The URL without user and password, also where these are badly quoted: all before the last @ may belong to them."""
-    scheme, slashes, rest = url.rpartition("://") if "@" not in url else url.partition("://")
-    _, at, host = rest.rpartition("@")
-    return scheme + slashes + re.sub(r"([?&][^=&]*(?:pass|user)[^=&]*=)[^&]*", r"\1***", ("***@" if at else "") + host)
+    scheme = re.match(r"([a-z]+://)?", url)
+    start = scheme.end() if scheme else 0
+    _, at, host = url[start:].rpartition("@")
+    host = re.sub(r"([?&][^=&]*(?:pass|user)[^=&]*=)[^&]*", r"\1***", host)
+    return url[:start] + ("***@" if at else "") + host
 
 
 def for_celery(url: str) -> str:
@@ -154,6 +154,9 @@ def arguments(url: str) -> dict[str, Any]:
         "password": parts.password and unquote(parts.password),
     }
     found |= {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_timeout": REPLY_TIMEOUT_S, "socket_keepalive": True}
+    # Nothing is asked that an ACL must allow. The protocol's greeting is needed: without a first exchange redis-py takes
+    # what TLS 1.3 sends after its handshake for a stray reply.
+    found |= {"protocol": 3, "driver_info": None, "maint_notifications_config": MaintNotificationsConfig(enabled=False)}
     return found | _tls(parts.scheme, options, refused)
 
 

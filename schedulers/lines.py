@@ -1,4 +1,4 @@
-"""A client's line to the broker: sends to one queue, listens for results. One for threads, one for asyncio.
+"""A client's line to the broker: sends requests, listens for results. One for threads, one for asyncio.
 
 Each carries out the steps of awaiting.py, one call at a time; a client has as many as it has calls at once.
 """
@@ -24,16 +24,17 @@ CONNECTIONS = 10_000  # each call at once takes two; redis-py's own limit of 100
 class Line:
     """For one thread at a time. Stays connected between calls."""
 
-    def __init__(self, broker: Broker, queue: str, limit: int) -> None:
-        """`limit`: so many messages may wait in `queue`, 0 for any number."""
-        self._broker, self._queue, self._limit = broker, broker.queue(queue), limit
+    def __init__(self, broker: Broker, limit: int) -> None:
+        """`limit`: so many messages may wait in a queue, 0 for any number."""
+        self._broker, self._queue, self._limit = broker, "", limit
         self._client: Any = broker.client
         self._client.connection_pool.max_connections = CONNECTIONS
         self._ear: Any = None
         self._channels: list[str] = []
 
-    def run(self, steps: Steps) -> Found:
-        """Carry out all steps; the line can be used again unless this raises."""
+    def run(self, queue: str, steps: Steps) -> Found:
+        """Carry out all steps, sending to `queue`; the line can be used again unless this raises."""
+        self._queue = queue
         try:
             step = next(steps)
             while True:
@@ -63,7 +64,7 @@ class Line:
                 left -= heard["type"] == "subscribe"
 
     def send(self, raws: Sequence[bytes]) -> None:
-        self._queue.send(raws, limit=self._limit)
+        self._broker.queue(self._queue).send(raws, limit=self._limit)
 
     def look_up(self, ids: Sequence[str]) -> list[bytes | None]:
         with translated(self._broker.url):
@@ -96,14 +97,15 @@ class Line:
 class AsyncLine:
     """For one task at a time, all of one event loop. The methods are those of Line."""
 
-    def __init__(self, broker: AsyncBroker, queue: str, limit: int) -> None:
-        self._broker, self._queue, self._limit = broker, queue, limit
+    def __init__(self, broker: AsyncBroker, limit: int) -> None:
+        self._broker, self._queue, self._limit = broker, "", limit
         self._client: Any = broker.client
         self._client.connection_pool.max_connections = CONNECTIONS
         self._ear: Any = None
         self._channels: list[str] = []
 
-    async def run(self, steps: Steps) -> Found:
+    async def run(self, queue: str, steps: Steps) -> Found:
+        self._queue = queue
         try:
             step = next(steps)
             while True:

@@ -14,16 +14,23 @@ from collections.abc import Callable, Generator
 from typing import TypeVar
 
 import redis
-from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    MasterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+)
 
 from ..config.errors import BrokerError, QueueFull
 
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 5.0
-FULL = "OOM command"  # in 6.2 a script's own error is wrapped in text, so redis-py does not see the code
-# A server that starts, fails over, has no disk or runs something long: refusals that pass.
-PASSING = ("LOADING", "READONLY", "MISCONF", "MASTERDOWN", "NOREPLICAS", "BUSY ", "TRYAGAIN", "CLUSTERDOWN", FULL)
-
+# Refusals that pass: of a server that starts, fails over, has no memory or no disk, or runs something long. Of most
+# redis-py makes a class and cuts the code off the text; a script of 6.2 wraps its own errors in text, code and all.
+PASSING_TYPES = (redis.ConnectionError, redis.TimeoutError, OutOfMemoryError, ReadOnlyError, MasterDownError)
+PASSING = ("OOM", "READONLY", "MASTERDOWN", "MISCONF", "NOREPLICAS", "BUSY ")
 DENIED = ("NOPERM", "executing the script can't")  # inside a script
 
 Result = TypeVar("Result")
@@ -43,7 +50,7 @@ def explained(error: redis.RedisError, url: str) -> BrokerError:
     """What the user is told: what failed, where, what to do."""
     text = " ".join(str(error).split()) or type(error).__name__
     where = f"the broker at {url}"
-    if FULL in text:
+    if isinstance(error, OutOfMemoryError) or "OOM command" in text:
         return QueueFull(f"{where} has no memory left (maxmemory): wait for the workers, or give it more")
     if isinstance(error, AuthenticationError | AuthorizationError) or text.startswith(("WRONGPASS", "NOAUTH")):
         return BrokerError(f"{where} refuses this user: {text}; check user and password in LADING_BROKER_URL")
@@ -64,7 +71,7 @@ def passes(error: BaseException | None) -> bool:
         return passes(error.__cause__)
     if isinstance(error, AuthenticationError | AuthorizationError):
         return False
-    if isinstance(error, redis.ConnectionError | redis.TimeoutError):
+    if isinstance(error, PASSING_TYPES):
         return True
     return isinstance(error, redis.ResponseError) and any(sign in str(error) for sign in PASSING)
 

@@ -151,7 +151,9 @@ class Queue:
 
         How many there are with this one, or 0 if the lease is no longer ours: then leave the message to others.
         """
-        deaths = (lease.suspect or 0) + 1
+        if lease.suspect is None:
+            raise ValueError("only a message under suspicion runs alone: `ack` and `release` look at no other's deaths")
+        deaths = lease.suspect + 1
         keys = [self._unacked, self._strikes]
         return deaths * self._broker.run(scripts.BEGIN_ALONE, keys, lease.field, _hash(lease.raw), deaths)
 

@@ -16,6 +16,15 @@ TURN_S = 60  # longer than a pass: an expiry frees the turn of a process that di
 LAST = "lading.swept"
 TOTAL_S = 600  # a total that nobody has renewed for so long is not shown any more
 
+LEAD = "lading.sweeper"
+
+# KEYS: lead. ARGV: who, milliseconds. Returns whether the lead is theirs.
+_LEAD = """
+local led = redis.call('GET', KEYS[1])
+if led and led ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
 _END = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 
@@ -26,6 +35,10 @@ class Turns:
         self._broker = broker
         self._client: Any = broker.client
         self._who = secrets.token_hex(8)
+
+    def lead(self, seconds: float) -> bool:
+        """Whether sweeping is this process's for so long, again and again: what it remembers then stays true. Raises BrokerError."""
+        return bool(self._broker.run(_LEAD, [LEAD], self._who, max(round(seconds * 1000), 1)))
 
     def begin(self) -> bool:
         """Take the turn if it is free. Raises BrokerError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -50,9 +51,13 @@ def client(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterato
 class Blocking:
     """An AsyncClient, and its tickets, whose methods block: the same tests run over it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, **more: Any) -> None:
         self.loop = asyncio.new_event_loop()
-        self.inner: Any = AsyncClient(url)
+        self.inner: Any = AsyncClient(url, **more)
+
+    def close(self) -> None:
+        self.loop.run_until_complete(self.inner.close())
+        self.loop.close()
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.inner, name)
@@ -182,6 +187,19 @@ def test_urls_that_are_none_are_refused() -> None:
         Client("http://x")
 
 
+def test_requests_go_to_the_pool_that_can(client: Any, redis_server: RedisServer) -> None:
+    """The smallest that computes in the precision asked for, or the one named if it can."""
+    client.submit_encode("m", ["a"])
+    client.submit_encode("m", ["a"], precision="float16")
+    type(client)(redis_server.url, pool="gpu").submit_encode("m", ["a"])
+    with redis.Redis(port=redis_server.port) as broker:
+        assert (broker.llen(QUEUE), broker.llen("lading.gpu.requests")) == (1, 2)
+    with pytest.raises(UsageError, match="pool cpu cannot take"):
+        type(client)(redis_server.url, pool="cpu").encode("m", ["a"], precision="float16")
+    with pytest.raises(UsageError, match="there is no pool 'gpuu'; did you mean 'gpu'"):
+        type(client)(redis_server.url, pool="gpuu")
+
+
 def test_nobody_answers(client: Any, redis_server: RedisServer) -> None:
     """A timeout that says so, and a message that says when it may be dropped."""
     before = time.time()
@@ -243,6 +261,24 @@ def test_threads_share_a_client(redis_server: RedisServer, responder: Responder)
                 np.testing.assert_array_equal(shared.encode("m", texts), vectors(texts))
 
         list(pool.map(calls, range(64)))
+
+
+def test_a_forked_child_has_connections_of_its_own(redis_server: RedisServer, responder: Responder) -> None:
+    """A client that was used before the fork goes on in both processes."""
+    with Client(redis_server.url) as shared:
+        shared.encode("m", ["before"])
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                for n in range(20):
+                    np.testing.assert_array_equal(shared.encode("m", [f"child {n}"]), vectors([f"child {n}"]))
+                code = 0
+            finally:
+                os._exit(code)
+        for n in range(20):
+            np.testing.assert_array_equal(shared.encode("m", [f"parent {n}"]), vectors([f"parent {n}"]))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_tasks_share_a_client(redis_server: RedisServer, responder: Responder) -> None:

@@ -19,6 +19,7 @@ from lading.cli import main
 from lading.cli.app import cli
 from lading.cli.streams import READER_LEFT
 from lading.pipelines.spec import from_dict
+from lading.schedulers.connection import Broker
 from lading.workers.summary import EXIT_CODES
 from tests.redis_server import RedisServer
 
@@ -123,6 +124,10 @@ def test_the_manual_knows_every_json_field(
     source, output = tmp_path / "in.parquet", f"{tmp_path}/db/docs"
     pq.write_table(pa.table({"text": ["a file is opened", " "]}), source)
     encode = ["encode", str(source), "--model", str(tiny_encoder), "--to", f"lancedb://{output}"]
+    monkeypatch.setenv("LADING_BROKER_URL", redis_server.url)
+    queue = Broker.connect(redis_server.url).queue("lading.cpu.shards")
+    queue.send([b"junk"])
+    queue.bury(queue.pull(1, 1)[0], "no JSON")
     commands = {
         "plan, --dry-run": [*encode, "--dry-run"],
         "encode, score, extract, run, watch": encode,
@@ -135,6 +140,9 @@ def test_the_manual_knows_every_json_field(
         "optimize": ["optimize", output],
         "retry": ["retry", "JOB"],
         "cancel": ["cancel", "JOB"],
+        "queues": ["queues"],
+        "dead list": ["dead", "list", "cpu"],
+        "dead show": ["dead", "show", "cpu", queue.dead()[0].id],
     }
     documented = documented_fields()
     assert documented.keys() == commands.keys()

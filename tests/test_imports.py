@@ -62,8 +62,9 @@ def test_help_loads_nothing_heavy() -> None:
     """`lading --help`, and the help of every verb, starts without torch, transformers, pyarrow, Lance or numpy."""
     heavy = TORCH | BROKER | {"pyarrow", "lance", "lancedb", "numpy", "pandas", "rich"}
     verbs = ["encode", "score", "extract", "run", "plan", "status", "rejects", "query", "optimize", "completion"]
-    verbs += ["submit", "watch", "retry", "cancel", "scheduler"]
-    calls = "\n".join(f"assert main([{verb!r}, '--help']) == 0" for verb in verbs)
+    verbs += ["submit", "watch", "retry", "cancel", "scheduler", "worker", "up"]
+    verbs += ["queues", "dead", "dead list", "dead show", "dead replay", "dead drop"]
+    calls = "\n".join(f"assert main([*{verb.split()}, '--help']) == 0" for verb in verbs)
     loaded = loaded_by(
         "import contextlib, io\nfrom lading.cli import main\nwith contextlib.redirect_stdout(io.StringIO()):\n    main(['--help'])\n    "
         + calls.replace("\n", "\n    ")

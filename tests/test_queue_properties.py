@@ -133,7 +133,9 @@ class QueueMachine(RuleBasedStateMachine):
     def begin_alone(self, ago: int, which: int) -> None:
         for lease in self.held(ago)[0][which : which + 1]:
             held = lease.field in self.model.leased
-            deaths = (lease.suspect or 0) + 1
+            if lease.suspect is None:
+                continue
+            deaths = lease.suspect + 1
             assert self.queue.begin_alone(lease) == (deaths if held else 0)
             if held:
                 self.model.deaths[lease.raw] = deaths

@@ -129,6 +129,8 @@ def test_given_back_comes_next(queue: Queue) -> None:
 def test_a_thawed_worker_touches_nothing_of_its_successor(queue: Queue) -> None:
     """A lease that ran out and went to another cannot be acknowledged, renewed, released, counted or buried by its first holder."""
     queue.send([b"1", b"2"])
+    queue.pull(2, LARGE)
+    assert queue.restore(0) == 2
     frozen = queue.pull(2, LARGE)
     assert queue.restore(0) == 2
     successor = queue.pull(2, LARGE)
@@ -196,10 +198,13 @@ def test_suspicion_and_strikes(queue: Queue) -> None:
 
 
 def test_a_released_message_is_no_suspect(queue: Queue) -> None:
-    """An orderly stop holds nothing against what it gives back."""
+    """An orderly stop holds nothing against what it gives back; and what is no suspect is not counted."""
     queue.send([b"1"])
     queue.release(queue.pull(1, LARGE))
-    assert queue.pull(1, LARGE)[0].suspect is None
+    [lease] = queue.pull(1, LARGE)
+    assert lease.suspect is None
+    with pytest.raises(ValueError, match="only a message under suspicion"):
+        queue.begin_alone(lease)
 
 
 def test_dead_letters(queue: Queue) -> None:

@@ -76,8 +76,12 @@ def url_of(server: RedisServer, user: str) -> str:
 
 
 def refusals(admin: redis.Redis) -> list[tuple[str, str]]:
-    """What Redis refused to whom since the test began."""
-    return [(entry["username"], entry["object"]) for entry in admin.acl_log()]
+    """What Redis refused to whom since the test began.
+
+    But for CLIENT SETINFO, with which plain redis-py names itself: it does not mind, and 6.2 and 7.0 know no right for it.
+    """
+    refused = [(entry["username"], entry["object"]) for entry in admin.acl_log()]
+    return [(user, what) for user, what in refused if not what.startswith("client")]
 
 
 def celery_at(url: str, backend: str | None) -> Celery:
@@ -162,6 +166,7 @@ def test_a_scheduler_keeps_queues_filled_and_whole(guarded: RedisServer, admin: 
         assert queue.drop(queue.dead()) == 1
         assert queue.counts().waiting == 2
     assert broker.workers("cpu") == 0
+    broker.client.set("lading.folding:somewhere", 1, nx=True, px=1000)
     celery_at(url_of(guarded, "scheduler"), None).send_task("control.add", (2, 3), queue="lading.cpu.control")
     assert refusals(admin) == []
     with pytest.raises(BrokerError, match=r"does not let this user do that: .*deploy/redis"):
@@ -245,6 +250,12 @@ def test_what_is_denied(guarded: RedisServer, admin: redis.Redis, user: str, wha
     ):
         client.execute_command(*DENIED[what])
     assert admin.dump(REQUESTS) == before
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_any_database_will_do(guarded: RedisServer, user: str) -> None:
+    """Every user may choose the database that the URL names."""
+    Broker.connect(url_of(guarded, user).replace("/0", "/1")).check()
 
 
 @pytest.mark.parametrize("user", USERS)

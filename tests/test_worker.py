@@ -19,8 +19,10 @@ from lading.config.errors import InputsFailed, RequestFailed
 from lading.config.settings import load as load_settings
 from lading.pipelines import Client
 from lading.pipelines.job import draft, start
-from lading.pipelines.registry import Entry, Registry
+from lading.pipelines.registry import Registry
 from lading.pipelines.spec import JobSpec, PolicySpec, SinkSpec, SourceSpec, StepSpec
+from lading.pipelines.submit import Queues
+from lading.pipelines.submit import submit as submit_job
 from lading.schedulers import pools
 from lading.schedulers.connection import Broker
 from lading.schedulers.messages import Request, ShardPointer, request_message, shard_message
@@ -75,15 +77,9 @@ def spec(corpus: Path, model: Path, to: str, **step: object) -> JobSpec:
     )
 
 
-def submit(broker: Broker, spec: JobSpec) -> str:
-    """Plan, register and send all shards of a job."""
-    job = start(draft(spec))
-    registry = Registry(load_settings().jobs)
-    registry.add(
-        Entry(job=job.id, output=job.sink.output.url, pool="cpu", recipe=job.recipe.hash, priority=0, created=1.0)
-    )
-    send(broker, job.id, job.recipe.hash, [(one.shard.number, one.generation) for one in job.manifest.work()])
-    return job.id
+def submit(spec: JobSpec) -> str:
+    """The job's id; its shards are in the queue."""
+    return submit_job(draft(spec), Queues.of(load_settings())).job
 
 
 def send(broker: Broker, job: str, recipe: str, pairs: list[tuple[int, int]]) -> None:
@@ -115,7 +111,7 @@ def test_local_run_queue_and_client_give_the_same(
     assert (
         run(draft(spec(corpus, tiny_encoder, f"lancedb://{tmp_path}/db/local")), device="cpu", threads=1).exit_code == 0
     )
-    job = submit(broker, spec(corpus, tiny_encoder, f"lancedb://{tmp_path}/db/queued"))
+    job = submit(spec(corpus, tiny_encoder, f"lancedb://{tmp_path}/db/queued"))
     until(lambda: ended(job))
     local, queued = rows(tmp_path / "db", "local"), rows(tmp_path / "db", "queued")
     assert local.keys() == queued.keys()
@@ -131,7 +127,7 @@ def test_quantised_vectors_are_those_of_a_job(
     worker: Worker, broker: Broker, corpus: Path, tiny_encoder: Path, tmp_path: Path, vector_type: str
 ) -> None:
     """Quantised after the same float32 vectors: all but values at a step's edge are equal."""
-    job = submit(broker, spec(corpus, tiny_encoder, f"lancedb://{tmp_path}/db/queued", vector_type=vector_type))
+    job = submit(spec(corpus, tiny_encoder, f"lancedb://{tmp_path}/db/queued", vector_type=vector_type))
     until(lambda: ended(job))
     queued = rows(tmp_path / "db", "queued")
     keys = sorted(queued)
@@ -144,7 +140,7 @@ def test_requests_are_answered_beside_a_job(
     worker: Worker, broker: Broker, corpus: Path, tiny_encoder: Path, tmp_path: Path
 ) -> None:
     """Both end, each with its own rows."""
-    job = submit(broker, spec(corpus, tiny_encoder, f"parquet://{tmp_path}/queued"))
+    job = submit(spec(corpus, tiny_encoder, f"parquet://{tmp_path}/queued"))
     client = Client()
     alone = client.encode(str(tiny_encoder), TEXTS[:5])
     for _ in range(20):
@@ -215,7 +211,7 @@ def test_messages_for_what_is_done_are_settled(
 ) -> None:
     """Every message delivered twice, and once more after the end: the rows are there once, and nothing is left in the queue."""
     wanted = spec(corpus, tiny_encoder, f"lancedb://{tmp_path}/db/docs")
-    job = submit(broker, wanted)
+    job = submit(wanted)
     recipe = start(draft(wanted)).recipe.hash
     send(broker, job, recipe, [(shard, 0) for shard in range(10)])
     until(lambda: ended(job))
@@ -242,7 +238,7 @@ def test_a_stopped_worker_gives_back_what_it_holds(
 ) -> None:
     """Told to hurry in the middle of a job: no lease, no note and nothing under suspicion is left; another one finishes."""
     settings = load_settings()
-    job = submit(broker, spec(corpus, tiny_encoder, f"lancedb://{tmp_path}/db/docs"))
+    job = submit(spec(corpus, tiny_encoder, f"lancedb://{tmp_path}/db/docs"))
     pool, registry, hurry = pools.find(pools.load(), "cpu"), Registry(settings.jobs), threading.Event()
     hurry.set()
     first = Worker(pool, settings, broker, registry)

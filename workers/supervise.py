@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -39,17 +38,6 @@ class _Child:
     pause_s: float = FIRST_PAUSE_S
     again_at: float = 0.0
     over: bool = False
-
-
-def worker(pool: str, number: int, device: str, *, verbose: bool) -> Program:
-    """The worker process of one device: `cpu`, `cuda` or `cuda:N`, of which only the N-th is shown to it."""
-    shown = {"CUDA_VISIBLE_DEVICES": device.partition(":")[2]} if ":" in device else {}
-    environment = {"LADING_POOL": pool, "LADING_DEVICE": device.partition(":")[0], **shown}
-    level = "INFO" if verbose else "WARNING"
-    celery = ["-m", "celery", "-A", "lading.workers.app", "worker", "-n", f"{pool}-{number}@%h", "-l", level]
-    quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-    # -P: our `adapters` must not be found before another package's when this is started in a checkout.
-    return Program(f"worker {pool} on {device}", [sys.executable, "-P", *celery, *quiet], environment)
 
 
 def supervise(programs: Sequence[Program], stop: threading.Event, hurry: threading.Event) -> int:

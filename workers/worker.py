@@ -25,6 +25,8 @@ from ..config.failpoints import failpoint
 from ..config.settings import Settings
 from ..pipelines.registry import Registry
 from ..pipelines.strikes import step_of
+from ..pipelines.sweep import LEAD, Sweeper
+from ..schedulers import pools
 from ..schedulers.connection import Broker
 from ..schedulers.outages import patiently
 from ..schedulers.pools import Pool
@@ -43,6 +45,9 @@ from .suspects import rows_between, without
 
 log = logging.getLogger(__name__)
 
+# Small ones: what a worker has gathered no other one can do, and the end of a job waits for the slowest.
+WINDOW_BATCHES = 4  # sorted together
+AHEAD_BATCHES = 2  # of each stream, prepared beyond that
 WRITING = 2  # shards that may wait to be written: a slow sink holds the device back rather than filling memory
 
 
@@ -50,7 +55,7 @@ class Worker:
     """One device's work. `start` returns at once; `stop` ends it in good order."""
 
     def __init__(self, pool: Pool, settings: Settings, broker: Broker, registry: Registry, *, device: str = "") -> None:
-        self.pool, self.settings, self.broker = pool, settings, broker
+        self.pool, self.settings, self.broker, self.registry = pool, settings, broker, registry
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}".replace(".", "-")
         self.stopping = threading.Event()
         self.shards = broker.queue(f"lading.{pool.name}.shards")
@@ -61,7 +66,9 @@ class Worker:
         self.residents = Residents(device, settings.threads, pool.memory_bytes, loading=self.leases.loading)
         budget = pool.batch_tokens or settings.batch_tokens(device)
         streams = adapters.streams(device, settings.threads)
-        self.engine = Engine(streams, budget, settings.window(budget), self.stopping, on_batch=self.leases.beat)
+        window = settings.window_tokens or WINDOW_BATCHES * budget
+        ahead = window + AHEAD_BATCHES * budget * streams
+        self.engine = Engine(streams, budget, window, self.stopping, on_batch=self.leases.beat, ahead=ahead)
         self.answers = Answers(
             broker,
             self.requests,
@@ -85,12 +92,19 @@ class Worker:
         self.engine.requests = self.lane
         self.desk = Desk(self.shards, self.leases, registry, self.residents, self.name, self._living)
         self.feed = Feed(
-            self.shards, self.leases, self.desk, pool.pull_shards, self.stopping, lambda: bool(self.lane.alone)
+            self.shards,
+            self.leases,
+            self.desk,
+            pool.pull_shards,
+            self.stopping,
+            lambda: bool(self.lane.alone),
+            self.engine.has_room,
         )
         self.folds = Folds(self.desk, registry, broker, settings.fold_interval_s, self.leases.beat, self.stopping)
         self._threads = [
             threading.Thread(target=self._work, name="lading-work", daemon=True),
             threading.Thread(target=self._keep, name="lading-leases", daemon=True),
+            threading.Thread(target=self._sweep, name="lading-sweep", daemon=True),
         ]
 
     def start(self) -> None:
@@ -226,6 +240,16 @@ class Worker:
         self.leases.renew((self.shards, self.requests))
         for queue in (self.shards, self.requests):
             queue.restore(self.settings.lease_s)
+
+    def _sweep(self) -> None:
+        """What the scheduler does, as long as no scheduler (and no other worker) does it."""
+        interval_s = self.settings.sweep_interval_s
+        sweeper = Sweeper(self.broker, self.registry, pools.load(), lease_s=self.settings.lease_s)
+        while not self.stopping.wait(interval_s):
+            try:
+                patiently(lambda: sweeper.sweep(lead_s=LEAD * interval_s), self.stopping)
+            except StopJob as error:  # the registry's store is away: it may come back
+                log.error("%s", error)
 
     def _living(self) -> set[str]:
         return self.broker.living(self.pool.name)

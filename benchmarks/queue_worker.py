@@ -1,0 +1,153 @@
+"""A worker process for queueing.py: `queue_worker.py lading|single|stock MODEL REPORT`. Prints "ready", then works until SIGTERM.
+
+lading: the product's worker. single: the same, one request per pull, so that none shares a batch. stock: a plain Celery worker
+whose task runs one request. All run the same adapter; what it measured is written to REPORT at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from lading import adapters
+from lading.config.checkpoint import locate, resolve
+from lading.config.settings import load as load_settings
+
+
+class Measured:
+    """An adapter that counts the CPU seconds of its own calls, each thread's own."""
+
+    def __init__(self, adapter: Any) -> None:
+        self._adapter = adapter
+        self._lock = threading.Lock()
+        self.prepare_s = self.run_s = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._adapter, name)
+
+    def prepare(self, columns: Any) -> Any:
+        began = time.thread_time()
+        found = self._adapter.prepare(columns)
+        with self._lock:
+            self.prepare_s += time.thread_time() - began
+        return found
+
+    def run(self, parts: Any) -> Any:
+        began = time.thread_time()
+        found = self._adapter.run(parts)
+        with self._lock:
+            self.run_s += time.thread_time() - began
+        return found
+
+
+def product(folder: Path, report: Path, most: int | None) -> None:
+    import dataclasses
+
+    from lading.pipelines.registry import Registry
+    from lading.schedulers import pools
+    from lading.schedulers.connection import Broker
+    from lading.workers.worker import Worker
+
+    settings = load_settings()
+    loaded: list[Measured] = []
+    real = adapters.load
+
+    def load(*given: Any, **more: Any) -> Any:
+        loaded.append(Measured(real(*given, **more)))
+        return loaded[-1]
+
+    adapters.load = load
+    pool = pools.find(pools.load(), "cpu")
+    if most:
+        pool = dataclasses.replace(pool, pull_requests=most)
+    broker = Broker.connect(settings.broker_url)
+    worker = Worker(pool, settings, broker, Registry(settings.jobs))
+    if most:  # nothing is topped up or merged either
+        take = worker.lane.take
+        worker.engine.requests.take = lambda budget: take(1)  # type: ignore[method-assign]
+    counted = {"requests": 0, "cpu_s": 0.0, "prepare_s": 0.0, "run_s": 0.0}
+    tell = worker.answers.tell
+    started = [time.process_time(), 0.0, 0.0, 0]
+
+    def told(answers: Any) -> None:
+        if broker.client.getdel("benchmark.reset"):
+            started[:] = [time.process_time(), loaded[0].prepare_s, loaded[0].run_s, worker.engine.gauges.batches]
+            counted["requests"] = 0
+        counted["requests"] += len(answers)
+        tell(answers)
+
+    worker.answers.tell = told  # type: ignore[method-assign]
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    worker.start()
+    print("ready", flush=True)
+    stop.wait()
+    gauges = worker.engine.gauges
+    cpu = time.process_time() - started[0]
+    worker.stop(30.0, threading.Event())
+    found = {
+        "requests": counted["requests"],
+        "cpu_s": cpu,
+        "prepare_s": (loaded[0].prepare_s if loaded else 0.0) - started[1],
+        "run_s": (loaded[0].run_s if loaded else 0.0) - started[2],
+        "batches": gauges.batches - started[3],
+        "fill": gauges.fill,
+        "batch_s": gauges.run.wall / max(gauges.batches, 1),
+    }
+    report.write_text(json.dumps(found))
+
+
+def stock(folder: Path, report: Path) -> None:
+    """What a user would write: a task that runs the model on its arguments, in Celery's solo pool, results in Redis."""
+    import base64
+
+    import torch
+    from celery import Celery
+    from celery.signals import worker_ready
+
+    settings = load_settings()
+    recipe = resolve(locate(str(folder)), task="encode")
+    adapter = adapters.load(recipe, folder, device="cpu", threads=1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # one batch at a time: all threads work on it
+    app = Celery("stock", broker=settings.broker_url, backend=settings.broker_url)
+    app.conf.update(worker_enable_remote_control=False, worker_prefetch_multiplier=4, task_acks_late=True)
+    app.conf.broker_transport_options = {"priority_steps": [0]}
+
+    @app.task(name="lading.request")
+    def encode(*, inputs: list[str], **_: Any) -> str:
+        prepared = adapter.prepare([pa.array(inputs, pa.string())])
+        found = adapter.run([(prepared, prepared.rows.astype("int64"))])
+        return base64.b64encode(found.batch.column(0).flatten().to_numpy().tobytes()).decode()
+
+    worker_ready.connect(lambda **_: os.write(1, b"ready\n"), weak=False)  # Celery redirects print
+    report.write_text("{}")
+    app.worker_main(
+        [
+            "worker",
+            "-P",
+            "solo",
+            "-Q",
+            "stock",
+            "-l",
+            "ERROR",
+            "--without-gossip",
+            "--without-mingle",
+            "--without-heartbeat",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    kind, model, where = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    if kind == "stock":
+        stock(model, where)
+    else:
+        product(model, where, 1 if kind == "single" else None)

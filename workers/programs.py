@@ -1,0 +1,54 @@
+"""The processes of an installation as programs to run: a worker for each device, a scheduler. What cannot run is refused here."""
+
+from __future__ import annotations
+
+import sys
+
+from ..adapters import check_device
+from ..adapters.devices import count
+from ..config.errors import UsageError
+from ..config.settings import load
+from ..schedulers import pools
+from ..schedulers.celery_settings import pool_name
+from ..schedulers.connection import Broker
+from .supervise import Program
+
+# -P: in a checkout, our `adapters` must not be found before another package of that name.
+PYTHON = (sys.executable, "-P")
+QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+
+
+def workers(pool: str, devices: str, *, processes: int = 1, verbose: bool = False) -> list[Program]:
+    """A process for each device: `devices` is "all", a list like "cuda:0,cuda:1", or "" for one of the pool's kind;
+    `processes` on each.
+
+    Raises UsageError: no such pool or device, a device of another kind than the pool's, a broker's URL that is none.
+    """
+    found = pools.find(pools.load(), pool_name(pool))
+    Broker.connect(load().broker_url)  # that nobody answers yet is no reason not to wait
+    named = _devices(devices, found.device)
+    for device in named:
+        if not device.startswith(found.device):
+            raise UsageError(f"device {device} is none for pool {found.name}, whose device is {found.device}")
+        check_device(device)
+    return [_worker(found.name, number, device, verbose) for number, device in enumerate(named * processes)]
+
+
+def scheduler() -> Program:
+    """The process that keeps submitted jobs going."""
+    return Program("scheduler", [*PYTHON, "-m", "lading.cli", "scheduler"])
+
+
+def _worker(pool: str, number: int, device: str, verbose: bool) -> Program:
+    kind, _, index = device.partition(":")
+    shown = {"CUDA_VISIBLE_DEVICES": index} if index else {}
+    level = "INFO" if verbose else "WARNING"
+    celery = ["-m", "celery", "-A", "lading.workers.app", "worker", "-n", f"{pool}-{number}@%h", "-l", level, *QUIET]
+    environment = {"LADING_POOL": pool, "LADING_DEVICE": kind, **shown}
+    return Program(f"worker {pool} on {device}", [*PYTHON, *celery], environment)
+
+
+def _devices(wanted: str, kind: str) -> list[str]:
+    if wanted == "all" and kind == "cuda":
+        return [f"cuda:{number}" for number in range(count())] or [kind]
+    return [kind] if wanted in ("", "all") else [one.strip() for one in wanted.split(",")]

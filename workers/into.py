@@ -57,9 +57,9 @@ class Tables:
                 else:
                     groups.append(one)
                     until = min(until, time.monotonic() + self._interval_s)
-            self._commit(groups)
+            self.commit(groups)
 
-    def _commit(self, groups: Sequence[Group]) -> None:
+    def commit(self, groups: Sequence[Group]) -> None:
         """One commit for each table and recipe; a table that refuses harms its own requests alone."""
         tables: dict[tuple[str, str], list[tuple[Group, Member, upsert.Rows, list[wire.ItemError]]]] = {}
         for group in groups:

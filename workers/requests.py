@@ -130,7 +130,7 @@ class RequestLane:
             self._leases.bury(self._queue, asked.lease, reason)
         elif (group := self._group([asked])) is not None:
             run(group)
-            self._answers.give(group)
+            self._answers.give_now(group)
 
     # -- the pulling thread
 

@@ -252,4 +252,4 @@ class Worker:
                 log.error("%s", error)
 
     def _living(self) -> set[str]:
-        return self.broker.living(self.pool.name)
+        return patiently(lambda: self.broker.living(self.pool.name, self.settings.lease_s), self.stopping) or set()

@@ -15,7 +15,7 @@ from tests.zygote import Child, Zygote
 
 KILLED = -signal.SIGKILL
 READY = "works for pool"
-DEADLINE_S = 60.0  # for anything: only a defect takes so long
+DEADLINE_S = 30.0  # for anything: only a defect takes so long
 LOOK_S = 0.02
 
 

@@ -76,6 +76,7 @@ class Strikes:
         """`who`: this process's name, without dots, "" for a random one; `living` tells which processes live."""
         self._folder, self._living = folder, living
         self._who = who or secrets.token_hex(8)
+        self._standing: set[str] = set()  # our notes, of all threads
 
     def left_by_others(self, shard: int, generation: int) -> Struck:
         """What is there that is not ours: of the dead, or of others who are at it at this moment."""
@@ -107,6 +108,11 @@ class Strikes:
         """After it."""
         self._delete(f"{_place(shard, generation)}/{step}.{self._who}")
 
+    def erase_all(self) -> None:
+        """The process ends in good order, whatever it was doing."""
+        for name in list(self._standing):
+            self._delete(name)
+
     def clear(self, shard: int, generation: int) -> None:
         """The shard has its marker: nobody needs to know any more."""
         self._delete(_place(shard, generation))
@@ -126,12 +132,17 @@ class Strikes:
     # A store that takes no notes at the moment is no reason to stop: whether the work counts is decided at its marker.
 
     def _leave(self, name: str) -> None:
+        name = f"{name}.{self._who}"
+        self._standing.add(name)
         try:
-            self._folder.leave(f"{name}.{self._who}", b'{"version":1}')
+            self._folder.leave(name, b'{"version":1}')
         except StopJob as error:
             log.warning("a shard runs without its note: %s", error)
 
     def _delete(self, name: str) -> None:
+        for one in list(self._standing):
+            if one == name or one.startswith(f"{name}/"):
+                self._standing.discard(one)
         try:
             self._folder.delete(name)
         except (StopJob, OSError) as error:

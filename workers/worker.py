@@ -127,8 +127,8 @@ class Worker:
         self.lane.join(min(left, 1.0))
         self.answers.end(left)
         self.folds.end(left)
-        for one in self.feed.given():
-            one.give_up()
+        for opened in self.desk.jobs():
+            opened.strikes.erase_all()
         for queue in (self.shards, self.requests):
             self.leases.release(queue, self.leases.held(queue))
         with contextlib.suppress(LadingError):  # it is forgotten by itself

@@ -97,6 +97,14 @@ def test_the_readme_s_commands_run(tiny_encoder: Path, tmp_path: Path) -> None:
         assert done.stdout, line
 
 
+def test_the_readme_s_other_commands_are_those_of_the_documents() -> None:
+    """What the README shows of the queue stands in docs/queue.md, whose commands are run."""
+    known = {tuple(shlex.split(command, comments=True)) for command in commands(ROOT / "docs/queue.md")}
+    shown = [command for command in commands(ROOT / "README.md") if command.startswith("lading ")][3:]
+    assert shown
+    assert {tuple(shlex.split(command, comments=True)) for command in shown} <= known
+
+
 def test_the_manual_knows_every_verb() -> None:
     """docs/cli.md has a line for each verb that there is, and for no other."""
     table = re.findall(r"^\| `lading (\w+)", (ROOT / "docs/cli.md").read_text(), re.MULTILINE)

@@ -1,7 +1,7 @@
 """The Celery worker of a pool: `celery -A lading.workers.app worker`, which is what `lading worker` starts.
 
 Celery serves the pool's control queue, in its main thread (solo pool); the batch consumer stands beside it as a step of the worker,
-and pulls shards and requests itself (docs/architecture.md, decision 3). LADING_POOL names the pool, LADING_DEVICE its device.
+and pulls shards and requests itself (docs/architecture.md, decisions 3 and 19). LADING_POOL names the pool, LADING_DEVICE its device.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from tests.crash import jobs
 HELD = ("shards.leased", "strike.noted", "publish.before", "publish.linked", "shard.published", "requests.leased")
 LATE = ("strike.noted", "publish.before", "fold.before-commit", "answer.stored")
 SHORT_HELD = ["publish.before", "requests.leased"]
-SHORT_LATE = [("lancedb", "publish.before"), ("parquet", "fold.before-commit")]
+SHORT_LATE = [("lancedb", "publish.before")]
 NEVER = 1e12
 TOO_LATE = "had run out when they were to be"
 

@@ -75,10 +75,9 @@ class Feed:
         return self._stopping.is_set() or bool(self.alone) or self._interrupted()
 
     def _pull(self) -> None:
-        pulled = patiently(lambda: self._queue.pull(self._most, PULL_BYTES), self._stopping) or []
+        pulled = patiently(lambda: self._leases.pull(self._queue, self._most, PULL_BYTES), self._stopping) or []
         if pulled:
             failpoint("shards.leased")
-        self._leases.hold(self._queue, pulled)
         self._at_hand.extend(pulled)
 
     def _next(self) -> Assignment | None:

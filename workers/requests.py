@@ -147,12 +147,11 @@ class RequestLane:
             self._room.clear()
             self._room.wait(WAIT_S)
             return
-        pulled = patiently(lambda: self._queue.pull(self._most, PULL_BYTES), self._stopping)
+        pulled = patiently(lambda: self._leases.pull(self._queue, self._most, PULL_BYTES), self._stopping)
         if not pulled:
             patiently(lambda: self._queue.wait(WAIT_S), self._stopping)
             return
         failpoint("requests.leased")
-        self._leases.hold(self._queue, pulled)
         together: dict[tuple[object, ...], list[Asked]] = {}
         for lease in pulled:
             if (asked := self._read(lease)) is None:

@@ -127,6 +127,7 @@ class Worker:
         self.lane.join(min(left, 1.0))
         self.answers.end(left)
         self.folds.end(left)
+        self.leases.close()
         for opened in self.desk.jobs():
             opened.strikes.erase_all()
         for queue in (self.shards, self.requests):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import pytest
 
+from lading.config import failpoints
 from lading.config.failpoints import COMMIT_POINTS, QUEUE_POINTS
 from tests.chaos.conftest import SEED, Rigs
 from tests.chaos.rig import Tally
@@ -15,6 +17,14 @@ from tests.crash import jobs
 # A job is planned and registered by whoever submits it. The last come first: a job passes each of them once.
 POINTS = tuple(point for point in reversed(COMMIT_POINTS) if not point.startswith(("plan.", "register.")))
 POINTS += QUEUE_POINTS
+
+
+def test_every_point_of_the_queue_is_died_at() -> None:
+    """A point that no crash test dies at is a promise nobody keeps."""
+    files = Path(failpoints.__file__).parents[1].glob("workers/*.py")
+    assert {name for file in files for name in re.findall(r'failpoint\("([^"]+)"', file.read_text())} == set(
+        QUEUE_POINTS
+    )
 
 
 @pytest.mark.parametrize("kind", ["lancedb", pytest.param("parquet", marks=pytest.mark.chaos)])

@@ -57,7 +57,10 @@ class OpenJob:
                     f"the job's recipe is {recipe.hash}, the checkpoint that this worker finds gives {ours.hash}: put the same one there"
                 )
             with self.strikes.loading(recipe.hash):
-                return self.residents.get(recipe, checkpoint.folder)
+                adapter = self.residents.get(recipe, checkpoint.folder)
+            # It can be loaded: who died of something else meanwhile must not add up over the days of a long job.
+            self.strikes.forgive_loading(recipe.hash)
+            return adapter
         except ModelError as error:
             raise ShardError(str(error)) from error
 

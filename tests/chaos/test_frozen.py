@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,9 +18,19 @@ from tests.crash import jobs
 
 HELD = ("shards.leased", "strike.noted", "publish.before", "publish.linked", "shard.published", "requests.leased")
 LATE = ("strike.noted", "publish.before", "fold.before-commit", "answer.stored")
-LEASE_S = 4.0  # of the workers: leases run out here when the test says so
+SHORT_HELD = ["publish.before", "requests.leased"]
+SHORT_LATE = [("lancedb", "publish.before")]
 NEVER = 1e12
 TOO_LATE = "had run out when they were to be"
+
+
+def long(cases: Iterable[Any]) -> list[Any]:
+    short = [*SHORT_HELD, *SHORT_LATE]
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.chaos)
+        for case in cases
+        if case not in short
+    ]
 
 
 def frozen(rig: Rig, point: str, spec: jobs.JobSpec, model: Path) -> tuple[str, list[str]]:
@@ -31,12 +44,12 @@ def frozen(rig: Rig, point: str, spec: jobs.JobSpec, model: Path) -> tuple[str, 
     return job, asked
 
 
-@pytest.mark.parametrize("point", HELD)
+@pytest.mark.parametrize("point", SHORT_HELD + long(HELD))
 def test_a_thawed_worker_leaves_its_successors_leases_alone(
     point: str, rigs: Rigs, corpus: Path, tiny_encoder: Path, undisturbed: jobs.Undisturbed
 ) -> None:
     """Neither acknowledged, nor given back, nor renewed: the successor's keys are what they were when the thawed one has ended."""
-    rig = rigs(lease_s=LEASE_S)
+    rig = rigs()
     spec = jobs.encode(corpus, tiny_encoder, f"lancedb://{rig.root}/out/docs")
     job, asked = frozen(rig, point, spec, tiny_encoder)
     (thawed,) = rig.fleet.workers
@@ -51,16 +64,18 @@ def test_a_thawed_worker_leaves_its_successors_leases_alone(
     for queue, leases in held:
         assert queue.release(leases) == len(leases)
     rig.until(lambda: rig.ended(job) and all(map(rig.answer, asked)))
-    rig.check_rows(spec, job, corpus, undisturbed(corpus))
+    tally = rig.check_rows(spec, job, corpus, undisturbed(corpus), faults=1)
+    tally.repeated = rig.repeats(undisturbed(corpus).table.num_rows + len(asked))
+    rig.tell(f"frozen at {point}, its lease another's", tally)
     rig.check_quiet()
 
 
-@pytest.mark.parametrize("point", LATE)
+@pytest.mark.parametrize(("kind", "point"), SHORT_LATE + long(product(jobs.SINKS, LATE)))
 def test_what_a_thawed_worker_publishes_late_counts_once(
     point: str, kind: str, rigs: Rigs, corpus: Path, tiny_encoder: Path, undisturbed: jobs.Undisturbed
 ) -> None:
     """Thawed when its successors have ended the job: nothing of it is doubled, and it ends in good order."""
-    rig = rigs(lease_s=LEASE_S)
+    rig = rigs()
     spec = jobs.encode(corpus, tiny_encoder, f"{kind}://{rig.root}/out/docs")
     job, asked = frozen(rig, point, spec, tiny_encoder)
     (late,) = rig.fleet.workers
@@ -71,7 +86,7 @@ def test_what_a_thawed_worker_publishes_late_counts_once(
     rig.check_quiet()
     tally = rig.check_rows(spec, job, corpus, undisturbed(corpus), faults=1)
     tally.repeated = rig.repeats(undisturbed(corpus).table.num_rows + len(asked))
-    print(point, kind, tally)
+    rig.tell(f"{kind}: frozen at {point}, late", tally)
 
 
 def go_on(rig: Rig, worker: Worker) -> None:

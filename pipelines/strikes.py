@@ -107,6 +107,21 @@ class Strikes:
         """After it."""
         self._delete(f"{_place(shard, generation)}/{step}.{self._who}")
 
+    def withdraw(self, shard: int, generation: int) -> None:
+        """In good order nothing is done any more with the shard: no note of ours stays."""
+        place = _place(shard, generation)
+        try:
+            ours = [step for step, who in self._notes(place) if who == self._who]
+        except StopJob as error:
+            log.warning("notes stay behind, and the shard may run alone for it: %s", error)
+        else:
+            for step in ours:
+                self._delete(f"{place}/{step}.{self._who}")
+
+    def withdraw_loading(self, recipe: str) -> None:
+        """In good order the model is not loaded any more."""
+        self._delete(f"{_loading(recipe)}/loading.{self._who}")
+
     def clear(self, shard: int, generation: int) -> None:
         """The shard has its marker: nobody needs to know any more."""
         self._delete(_place(shard, generation))

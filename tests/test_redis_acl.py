@@ -174,7 +174,11 @@ def test_a_scheduler_keeps_queues_filled_and_whole(guarded: RedisServer, admin: 
     broker.client.set("lading.folding:somewhere", 1, nx=True, px=1000)
     folds.add(broker, "job", FoldCosts(1, 0, 0.5))
     assert folds.read(broker, "job").seconds == 0.5
-    celery_at(url_of(guarded, "scheduler"), None).send_task("control.add", (2, 3), queue="lading.cpu.control")
+    url = url_of(guarded, "scheduler")
+    result = celery_at(url, url).send_task("control.add", (2, 3), queue="lading.cpu.control")
+    answer = {"status": "SUCCESS", "result": 5, "traceback": None, "children": [], "task_id": result.id}
+    admin.set(f"celery-task-meta-{result.id}", json.dumps(answer))
+    assert result.get(timeout=10) == 5
     assert refusals(admin) == []
     with pytest.raises(BrokerError, match=r"does not let this user do that: .*deploy/redis"):
         broker.queue(SHARDS).pull(1, LARGE)

@@ -49,7 +49,8 @@ def watch(job: str, as_json: bool, quiet: bool) -> int:
     with orderly_stop(WATCHING) as stop, reporting(quiet=quiet) as on_progress:
         from ..workers.watching import watch as watch_job
 
-        summary = watch_job(queues().registry, job, stop, on_progress, pause_s=WATCH_S, share=SHARE)
+        at = queues()
+        summary = watch_job(at.registry, at.broker, job, stop, on_progress, pause_s=WATCH_S, share=SHARE)
     return _tell(summary, as_json=as_json, quiet=quiet)
 
 

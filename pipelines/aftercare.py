@@ -6,14 +6,19 @@ costs a listing of the job's markers, so it is done rarely and the more rarely t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Iterable
 
+from ..config.errors import BrokerError
+from ..schedulers import folds
 from ..schedulers.connection import Broker
+from ..schedulers.folds import FoldCosts
 from ..schedulers.sweeping import look_anew
 from .generations import Pair
 from .open_job import CANCELLED, Job, Standing
+from .output import Folded
 from .registry import Registry
 from .sinks import open_sink
 from .watching import Watched
@@ -105,7 +110,9 @@ class Aftercare:
         if not done:
             return 0
         opened = job.entry.open()
+        began = time.monotonic()
         folded = opened.sink.fold(opened.id, done)
+        count(self._broker, opened.id, folded, time.monotonic() - began)
         if folded.void and opened.manifest.reopen_void(folded.void):
             job.markers.look()
         return folded.shards
@@ -117,15 +124,24 @@ def settle(job: Job, registry: Registry, broker: Broker) -> Standing:
     A job that is finished but for rows that another attempt may save is left open for `lading retry`, and yet needs no more
     looks. Raises StopJob, LadingError.
     """
+    began = time.monotonic()
     standing = job.standing()  # before the fold: what is published in between is the next one's to fold, and no error
-    if job.fold().void:
+    folded = job.fold()
+    if folded.void:
         look_anew(broker)
         standing = job.standing()
+    count(broker, job.id, folded, time.monotonic() - began)
     if standing.state == "finished" and not standing.totals.retryable:
         job.close(report(job, standing))
     if standing.state in ("finished", "cancelled"):
         registry.close(job.id)
     return standing
+
+
+def count(broker: Broker, job: str, folded: Folded, seconds: float) -> None:
+    """Add to what the job's folds have cost, for people to see."""
+    with contextlib.suppress(BrokerError):  # the number is worth no wait
+        folds.add(broker, job, FoldCosts(int(folded.shards > 0), folded.conflicts, seconds))
 
 
 def report(job: Job, standing: Standing) -> dict[str, object]:

@@ -113,6 +113,12 @@ class Strikes:
         for name in list(self._standing):
             self._delete(name)
 
+    def withdraw(self, shard: int, generation: int) -> None:
+        """In good order nothing is done any more with the shard: no note of ours stays."""
+        for name in list(self._standing):
+            if name.startswith(f"{_place(shard, generation)}/"):
+                self._delete(name)
+
     def clear(self, shard: int, generation: int) -> None:
         """The shard has its marker: nobody needs to know any more."""
         self._delete(_place(shard, generation))

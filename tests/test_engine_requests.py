@@ -175,3 +175,18 @@ def test_alone_runs_items_and_counts_what_the_model_raised_on() -> None:
     assert sorted(items.failed) == [1, 3]
     assert items.missing == 0
     assert sorted(int(one) for places, _ in items.done for one in np.atleast_1d(places)) == [0, 2]
+
+
+class Endless(Waiting):
+    """Requests that never end."""
+
+    def take(self, budget: int):
+        self.texts.append("again")
+        return super().take(budget)
+
+
+def test_shards_end_though_requests_keep_coming() -> None:
+    """Something is to run alone then, and would wait for a quiet moment that never comes."""
+    adapter = Lengths()
+    finished = list(engine(adapter, Endless(adapter, [])).shards(shards_of(adapter, 3, ["a b c"] * 4)))
+    assert len(finished) == 3

@@ -15,6 +15,8 @@ from lading.config.errors import UsageError
 from lading.pipelines.job import draft, start
 from lading.pipelines.open_job import Job
 from lading.pipelines.submit import Queues
+from lading.schedulers import folds
+from lading.schedulers.folds import FoldCosts
 from lading.workers.run import run
 from tests.queued import ROWS, job_spec, publish, pull, queues, submitted, work
 from tests.redis_server import RedisServer
@@ -278,9 +280,21 @@ def test_watching_shows_the_job_until_its_end(at: Queues, tmp_path: Path, tiny_e
     watching.join()
     (summary,) = ended
     assert (summary.state, summary.rows_done, summary.exit_code) == ("finished", 6, 0)
+    assert (summary.folds, summary.conflicts) == (2, 0)
+    assert summary.seconds["fold"] > 0
+    assert f"  2 commits, 0 conflicts; {summary.seconds['fold']:.1f} s of all workers' time" in summary.lines()
+
+
+def test_what_folds_cost_is_added_up_and_forgotten(at: Queues):
+    """Over all who fold, a job each; nothing is known of others, and after some days of none."""
+    folds.add(at.broker, "a", FoldCosts(1, 0, 0.25))
+    folds.add(at.broker, "a", FoldCosts(0, 2, 0.5))
+    assert folds.read(at.broker, "a") == FoldCosts(1, 2, 0.75)
+    assert folds.read(at.broker, "b") == FoldCosts()
+    assert 0 < at.broker.client.ttl(folds.key("a")) <= folds.KEPT_S
 
 
 def _watch(at: Queues, job: str):
     from lading.workers.watching import watch
 
-    return watch(at.registry, job, threading.Event(), lambda _: None, pause_s=0.01, share=0.5)
+    return watch(at.registry, at.broker, job, threading.Event(), lambda _: None, pause_s=0.01, share=0.5)

@@ -17,7 +17,9 @@ from celery.result import AsyncResult
 
 from lading.config.errors import BrokerError, QueueFull
 from lading.pipelines.steering import pool_lines
+from lading.schedulers import folds
 from lading.schedulers.connection import Broker
+from lading.schedulers.folds import FoldCosts
 from lading.schedulers.queues import Queue
 from tests.queued import job_spec, queues, submitted
 from tests.redis_server import RedisServer, executable
@@ -144,6 +146,7 @@ def test_a_worker_can_do_everything_on_queues(guarded: RedisServer, admin: redis
     assert broker.workers("cpu") == 1
     broker.gone("cpu", "w")
     broker.client.set("lading.folding:somewhere", 1, nx=True, px=1000)
+    folds.add(broker, "job", FoldCosts(1, 0, 0.5))
     with broker.client.pipeline() as pipe:
         pipe.execute_command("SETEX", "celery-task-meta-1", 60, "{}").publish("celery-task-meta-1", "{}")
         broker.queue(name).ack_in(pipe, broker.queue(name).pull(1, LARGE))
@@ -169,7 +172,13 @@ def test_a_scheduler_keeps_queues_filled_and_whole(guarded: RedisServer, admin: 
         assert queue.counts().waiting == 2
     assert broker.workers("cpu") == 0
     broker.client.set("lading.folding:somewhere", 1, nx=True, px=1000)
-    celery_at(url_of(guarded, "scheduler"), None).send_task("control.add", (2, 3), queue="lading.cpu.control")
+    folds.add(broker, "job", FoldCosts(1, 0, 0.5))
+    assert folds.read(broker, "job").seconds == 0.5
+    url = url_of(guarded, "scheduler")
+    result = celery_at(url, url).send_task("control.add", (2, 3), queue="lading.cpu.control")
+    answer = {"status": "SUCCESS", "result": 5, "traceback": None, "children": [], "task_id": result.id}
+    admin.set(f"celery-task-meta-{result.id}", json.dumps(answer))
+    assert result.get(timeout=10) == 5
     assert refusals(admin) == []
     with pytest.raises(BrokerError, match=r"does not let this user do that: .*deploy/redis"):
         broker.queue(SHARDS).pull(1, LARGE)

@@ -23,6 +23,7 @@ from ..config.errors import LadingError, UsageError
 from ..config.settings import load as load_settings
 from ..schedulers import celery_settings, pools
 from ..schedulers.connection import Broker
+from . import control
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -48,6 +49,8 @@ def _refuse(error: LadingError) -> NoReturn:
 
 app = Celery("lading", set_as_current=False)
 app.config_from_object(_configuration())
+for _name, _task in control.TASKS.items():
+    app.task(name=_name)(_task)
 
 
 class Consume(bootsteps.StartStopStep):
@@ -115,7 +118,7 @@ app.steps["worker"].add(Consume)  # pyright: ignore[reportOptionalSubscript]
 
 
 @worker_init.connect
-def _name(**_: Any) -> None:
+def _say_pool(**_: Any) -> None:
     log.info("pool %s", celery_settings.pool_name(os.environ.get("LADING_POOL", "")))
 
 

@@ -6,13 +6,15 @@ worker trusts.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 
 from ..adapters import Adapter
-from ..config.errors import BadMessage, LadingError, ModelError, ShardError
+from ..config.errors import BadMessage, BrokerError, LadingError, ModelError, ShardError, StopJob, UsageError
 from ..config.failpoints import failpoint
 from ..pipelines.job import resolve_step
 from ..pipelines.manifest import Work
@@ -28,6 +30,9 @@ from .residents import Residents
 
 log = logging.getLogger(__name__)
 
+LOOK_S = 30.0  # between two looks at the registry for what was submitted anew
+MOST_OPEN = 64  # jobs that are remembered; one that is forgotten is opened again when a message names it
+
 
 @dataclasses.dataclass(slots=True)
 class OpenJob:
@@ -39,8 +44,35 @@ class OpenJob:
     )
     strikes: Strikes
     residents: Residents
-    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
-    unfolded: int = 0  # shards that this process published since the last fold
+    looked: float = 0.0  # at its entry, by this machine's clock
+    paused_until: float = 0.0  # the same; no shard of it is begun before
+
+    @property
+    def paused(self) -> bool:
+        return time.monotonic() < self.paused_until
+
+    def pause(self, seconds: float) -> None:
+        """What it needs fails (a full disk, a table that is gone): leave it alone for a while, or its shards run for nothing."""
+        self.paused_until = time.monotonic() + seconds
+
+    def over(self, registry: Registry) -> bool:
+        """Whether nothing more of the job is to be done, as far as anybody has said by now."""
+        if self.job.cancelled() or self.job.manifest.closed() is not None:
+            return True
+        if time.monotonic() - self.looked > LOOK_S:
+            self._look(registry)
+        if not self.job.too_many(self.folding.rejected):
+            return False
+        self._look(registry)  # the limit may have been raised, and rejects be retried
+        self.folding.rejected = self.folding.manifest.totals().rejected
+        return bool(self.job.too_many(self.folding.rejected))
+
+    def _look(self, registry: Registry) -> None:
+        """At what its last submission says of its limits."""
+        if (entry := registry.get(self.job.id)) is not None:
+            for one in (self.job, self.folding):
+                one.spec = entry.limited(one.spec)
+        self.looked = time.monotonic()
 
     def adapter(self) -> Adapter:
         """Raises ShardError where this worker cannot have the model, or processes died again and again that loaded it."""
@@ -48,7 +80,7 @@ class OpenJob:
         try:
             if (found := self.residents.at_hand(recipe)) is not None:
                 return found
-            if self.strikes.deaths_while_loading(recipe.hash) >= DEATHS:
+            if self._deaths_while_loading() >= DEATHS:
                 raise ShardError(
                     f"{DEATHS} processes died while they loaded the model of recipe {recipe.hash}; see why, then lading retry {self.job.id}"
                 )
@@ -65,6 +97,13 @@ class OpenJob:
         except ModelError as error:
             raise ShardError(str(error)) from error
 
+    def _deaths_while_loading(self) -> int:
+        try:
+            return self.strikes.deaths_while_loading(self.job.recipe.hash)
+        except (StopJob, BrokerError) as error:  # as with all notes: no reason to stop
+            log.warning("job %s: the model is loaded without a look at the notes: %s", self.job.id, error)
+            return 0
+
     def _step(self) -> StepSpec:
         """With the model's folder, if it is one, by its whole path: the spec may have it relative to where the job was submitted."""
         step, model = self.job.spec.steps[0], self.job.manifest.plan.model
@@ -80,6 +119,9 @@ class Assignment:
     work: Work
     struck: Struck
     beat: Callable[[], None]
+    _adapter: Adapter | None = None
+    _given_up: bool = False
+    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
     @property
     def place(self) -> tuple[int, int]:
@@ -91,24 +133,45 @@ class Assignment:
 
     @property
     def adapter(self) -> Adapter:
-        return self.of.adapter()
+        """The same one for all of the shard, also if others' models have pushed it out meanwhile."""
+        if self._adapter is None:
+            self._adapter = self.of.adapter()
+        return self._adapter
 
     def read(self) -> Iterator[Rows]:
         """The rows, noted while they are read."""
-        with self.of.strikes.noted(*self.place, READING):
-            for rows in self.of.job.read(self.work):
-                self.beat()
-                yield rows
+        with self.noted(READING):
+            try:
+                for rows in self.of.job.read(self.work):
+                    self.beat()
+                    yield rows
+            except UsageError as error:
+                raise ShardError(str(error)) from error
 
     def begin(self) -> None:
         """The first of the rows goes to the device."""
-        self.of.strikes.note(*self.place, BEGUN)
+        self._note(BEGUN)
         failpoint("strike.noted")
 
-    def give_up(self) -> None:
-        """In good order: nothing happened."""
-        for step in (READING, BEGUN):
+    @contextlib.contextmanager
+    def noted(self, step: str) -> Generator[None]:
+        """A note for as long as the block runs."""
+        self._note(step)
+        try:
+            yield
+        finally:
             self.of.strikes.erase(*self.place, step)
+
+    def give_up(self) -> None:
+        """In good order: nothing happened, and threads that are still at it leave no note any more."""
+        with self._lock:
+            self._given_up = True
+            self.of.strikes.withdraw(*self.place)
+
+    def _note(self, step: str) -> None:
+        with self._lock:
+            if not self._given_up:
+                self.of.strikes.note(*self.place, step)
 
 
 class Desk:
@@ -141,13 +204,18 @@ class Desk:
             if not isinstance(pointer, ShardPointer):
                 raise BadMessage("a request, in the queue of shards")
             opened = self._job(pointer)
+            if opened.paused:
+                self.leases.done(self.queue, [lease])
+                return None
             return self._assignment(lease, opened, pointer)
         except (BadMessage, UnknownJob) as error:
             self.leases.bury(self.queue, lease, str(error))
-        except LadingError as error:
-            # Not the message's fault, and perhaps not for long: it comes back when the lease has run out.
-            log.error("job %s: %s", pointer.job if isinstance(pointer, ShardPointer) else "", error)  # pyright: ignore
-            self.leases.forget(self.queue, [lease])
+        except Exception as error:
+            # Not the message's fault, and perhaps not for long. It is dropped, and whoever sweeps sends the shard again, ever more
+            # rarely: kept, it would take room in the queue from other jobs. A damaged file may raise anything.
+            why = str(error) if isinstance(error, LadingError) else f"{type(error).__name__}: {error}"
+            log.error("job %s: %s", pointer.job if isinstance(pointer, ShardPointer) else "", why)  # pyright: ignore
+            self.leases.done(self.queue, [lease])
         return None
 
     def _job(self, pointer: ShardPointer) -> OpenJob:
@@ -156,15 +224,19 @@ class Desk:
             entry = self.registry.find(pointer.job)
             job, folding = entry.open(), entry.open()
             strikes = Strikes(job.manifest.folder, self.who, self.living)
-            opened = self._open[pointer.job] = OpenJob(job, folding, strikes, self.residents)
+            if entry.max_rejects is not None:
+                folding.rejected = folding.manifest.totals().rejected
+            opened = OpenJob(job, folding, strikes, self.residents, looked=time.monotonic())
+            for oldest in list(self._open)[: 1 - MOST_OPEN]:
+                self.close(oldest)
+            self._open[pointer.job] = opened
         if pointer.recipe != opened.job.recipe.hash:
             raise BadMessage(f"names recipe {pointer.recipe}, job {pointer.job} has {opened.job.recipe.hash}")
         return opened
 
     def _assignment(self, lease: Lease, opened: OpenJob, pointer: ShardPointer) -> Assignment | None:
         job = opened.job
-        over = job.cancelled() or job.too_many(opened.folding.rejected) or job.manifest.closed() is not None
-        work = None if over else job.manifest.pending(pointer.shard, pointer.generation)
+        work = None if opened.over(self.registry) else job.manifest.pending(pointer.shard, pointer.generation)
         if work is None:
             opened.strikes.clear(pointer.shard, pointer.generation)
             self.leases.done(self.queue, [lease])

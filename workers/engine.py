@@ -227,7 +227,10 @@ class Engine:
                     window = Window.none()
                     break
             under_way = sum(isinstance(one, Future) for one in ahead)
-            if under_way < BATCHES_AHEAD * self.streams and (batch := self._form(window)):
+            # With the last shard given out this ends, however many requests keep coming: something is to run alone. Told to stop,
+            # it ends with those that wait, as no more are taken.
+            ending = windows.ended and not window and not self.stop.is_set()
+            if not ending and under_way < BATCHES_AHEAD * self.streams and (batch := self._form(window)):
                 running = device.submit(self._run, batch)
                 running.add_done_callback(lambda _: self.bell.set())
                 ahead.append(running)

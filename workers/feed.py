@@ -69,7 +69,8 @@ class Feed:
 
     def isolate(self) -> None:
         """All that was handed out is to run alone, one after the other."""
-        self.alone.extend(self._given.values())
+        waiting = {one.lease for one in self.alone}
+        self.alone.extend(one for one in self._given.values() if one.lease not in waiting)
 
     def _over(self) -> bool:
         return self._stopping.is_set() or bool(self.alone) or self._interrupted()

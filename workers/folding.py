@@ -5,8 +5,10 @@ Any worker may fold, and so may the scheduler. That only one does at a time save
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from ..config.errors import BrokerError, LadingError
@@ -16,6 +18,17 @@ from ..schedulers.connection import Broker
 from .assignments import Desk, OpenJob
 
 log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # before a fold that failed is tried again, doubled each time
+
+
+@dataclasses.dataclass(slots=True)
+class _Fault:
+    """A job that cannot be folded for the moment."""
+
+    told: str
+    pause_s: float
+    until: float
 
 
 class Folds:
@@ -32,6 +45,9 @@ class Folds:
     ) -> None:
         self._desk, self._registry, self._broker = desk, registry, broker
         self._interval_s, self._beat, self._stopping = interval_s, beat, stopping
+        self._lock = threading.Lock()
+        self._waiting: dict[str, OpenJob] = {}  # of which this process published shards since its last fold
+        self._faults: dict[str, _Fault] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._fold_on, name="lading-fold", daemon=True)
 
@@ -45,37 +61,53 @@ class Folds:
 
     def published(self, opened: OpenJob) -> None:
         """A shard of this job has its marker."""
-        with opened.lock:
-            opened.unfolded += 1
+        with self._lock:
+            self._waiting[opened.job.id] = opened
 
     def _fold_on(self) -> None:
         while not self._ended.wait(self._interval_s):
-            for opened in self._desk.jobs():
-                self._fold(opened)
-        for opened in self._desk.jobs():
+            now = time.monotonic()
+            for opened in self._take():
+                fault = self._faults.get(opened.job.id)
+                if (fault is not None and now < fault.until) or not self._turn(opened):
+                    self._give_back(opened)
+                else:
+                    self._fold(opened)
+        for opened in self._take():  # nobody may come after us: whose turn it is does not matter
             self._fold(opened)
 
+    def _take(self) -> list[OpenJob]:
+        with self._lock:
+            taken, self._waiting = list(self._waiting.values()), {}
+        return taken
+
+    def _give_back(self, opened: OpenJob) -> None:
+        with self._lock:
+            self._waiting.setdefault(opened.job.id, opened)
+
     def _fold(self, opened: OpenJob) -> None:
-        with opened.lock:
-            waiting, opened.unfolded = opened.unfolded, 0
-        if not waiting:
-            return
+        job = opened.job.id
         try:
-            if not self._turn(opened):
-                with opened.lock:
-                    opened.unfolded += waiting  # whoever has its turn takes ours too; if it dies, the next turn is ours
-                return
             standing = settle(opened.folding, self._registry, self._broker)
-            self._beat()
-            if standing.state != "running":
-                self._desk.close(opened.job.id)
         except LadingError as error:
-            log.error("job %s: %s", opened.job.id, error)
-            with opened.lock:
-                opened.unfolded += waiting
+            self._give_back(opened)
+            self._fail(job, str(error))
+            return
+        self._faults.pop(job, None)
+        self._beat()
+        if standing.state != "running":
+            self._desk.close(job)
+
+    def _fail(self, job: str, why: str) -> None:
+        """Say it once, and try again ever more rarely."""
+        before = self._faults.get(job)
+        if before is None or before.told != why:
+            log.error("job %s: %s", job, why)
+        pause_s = min(2 * before.pause_s, LONGEST_PAUSE_S) if before else max(self._interval_s, FIRST_PAUSE_S)
+        self._faults[job] = _Fault(why, pause_s, time.monotonic() + pause_s)
 
     def _turn(self, opened: OpenJob) -> bool:
-        """Whether nobody else folds into this output for the moment."""
+        """Whether nobody else folds into this output for the moment. Whoever does takes ours too; if it dies, the next turn is ours."""
         try:
             return self._broker.turn(f"lading.folding:{opened.job.sink.output.data}", self._interval_s)
         except BrokerError:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .. import adapters
-from ..config.errors import ModelError
+from ..config.errors import LadingError, ModelError
 from ..config.recipe import Recipe
 from ..config.weights import weight_bytes
 
@@ -57,6 +57,10 @@ class Residents:
             self._loading(True)
             try:
                 adapter = adapters.load(recipe, folder, device=self.device, threads=self.threads)
+            except LadingError:
+                raise
+            except Exception as error:  # no memory on the device, say
+                raise ModelError(f"{folder} cannot be loaded: {type(error).__name__}: {error}") from error
             finally:
                 self._loading(False)
             with self._lock:

@@ -92,12 +92,14 @@ class Summary:
             lines.append(f"  {counted(self.truncated, 'text')} truncated at the model's limit (--long-text to change)")
         if not self.ids_checked:
             lines.append("  ids were not checked for duplicates (check_ids: false)")
+        commits = f"{counted(self.folds, 'commit')}, {counted(self.conflicts, 'conflict')}"
         if self.rows_run and self.elapsed_s:
             rate = f"{self.rows_run / self.elapsed_s:,.0f} rows/s, {self.tokens / self.elapsed_s:,.0f} tokens/s"
             lines.append(
                 f"  {rate}; fill {self.fill:.1%}, device busy {self.busy:.1%}; model loaded in {self.load_s:.1f} s"
             )
             stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
-            commits = f"{counted(self.folds, 'commit')}, {counted(self.conflicts, 'conflict')}"
             lines.append(f"  seconds: {stages}; {commits}; {self.kernel}")
+        elif self.folds:
+            lines.append(f"  {commits}; {self.seconds.get('fold', 0.0):.1f} s of all workers' time")
         return lines

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import threading
 import time
 from collections.abc import Callable
 
+from ..config.errors import BrokerError
 from ..pipelines.open_job import Job
 from ..pipelines.registry import Registry
 from ..pipelines.steering import find_job
+from ..schedulers import folds
+from ..schedulers.connection import Broker
 from .measured import summarise
 from .summary import Progress, Summary
+
+log = logging.getLogger(__name__)
 
 NEWEST = 16  # receipts whose fill is shown
 
 
 def watch(
     registry: Registry,
+    broker: Broker,
     name: str,
     stop: threading.Event,
     on_progress: Callable[[Progress], None],
@@ -41,7 +49,7 @@ def watch(
             # All is done, but perhaps not in view yet: whoever brings it there closes the entry.
             over = entry is None or not registry.is_open(job.id)
         if over:
-            return summarise(job, standing.state, standing.reason)
+            return _summary(job, broker, standing.state, standing.reason)
         on_progress(
             Progress(
                 rows_done=totals.done,
@@ -55,7 +63,19 @@ def watch(
             )
         )
         if stop.wait(max(pause_s, (time.monotonic() - looked) * (1 - share) / share)):
-            return summarise(job, "interrupted", "watching was stopped; the job goes on")
+            return _summary(job, broker, "interrupted", "watching was stopped; the job goes on")
+
+
+def _summary(job: Job, broker: Broker, state: str, reason: str) -> Summary:
+    """With what the folds of all workers have cost, as far as the broker knows."""
+    summary = summarise(job, state, reason)
+    try:
+        costs = folds.read(broker, job.id)
+    except BrokerError as error:  # the job's files are there all the same
+        log.info("%s", error)
+        return summary
+    seconds = {"fold": round(costs.seconds, 3)} if costs.seconds else {}
+    return dataclasses.replace(summary, folds=costs.commits, conflicts=costs.conflicts, seconds=seconds)
 
 
 def _fill(job: Job) -> float:

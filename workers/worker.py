@@ -101,17 +101,16 @@ class Worker:
             self.engine.has_room,
         )
         self.folds = Folds(self.desk, registry, broker, settings.fold_interval_s, self.leases.beat, self.stopping)
-        self._threads = [
-            threading.Thread(target=self._work, name="lading-work", daemon=True),
-            threading.Thread(target=self._keep, name="lading-leases", daemon=True),
-            threading.Thread(target=self._sweep, name="lading-sweep", daemon=True),
-        ]
+        self._ended = threading.Event()  # nothing is held any more
+        self._work_thread = threading.Thread(target=self._work, name="lading-work", daemon=True)
+        self._keep_thread = threading.Thread(target=self._keep, name="lading-leases", daemon=True)
+        self._sweep_thread = threading.Thread(target=self._sweep, name="lading-sweep", daemon=True)
 
     def start(self) -> None:
         self.answers.start()
         self.lane.start()
         self.folds.start()
-        for thread in self._threads:
+        for thread in (self._work_thread, self._keep_thread, self._sweep_thread):
             thread.start()
         log.info("%s works for pool %s", self.name, self.pool.name)
 
@@ -120,18 +119,22 @@ class Worker:
         self.stopping.set()
         self.engine.bell.set()
         until = time.monotonic() + grace_s
-        work = self._threads[0]
-        while work.is_alive() and time.monotonic() < until and not hurry.is_set():
-            work.join(0.05)
+        while self._work_thread.is_alive() and time.monotonic() < until and not hurry.is_set():
+            self._work_thread.join(0.05)
         left = 0.0 if hurry.is_set() else max(until - time.monotonic(), 1.0)
         self.lane.join(min(left, 1.0))
         self.answers.end(left)
         self.folds.end(left)
         self.leases.close()
+        for one in self.feed.given():
+            one.give_up()
         for opened in self.desk.jobs():
             opened.strikes.erase_all()
+        self._ended.set()
+        self._keep_thread.join(1.0)
         for queue in (self.shards, self.requests):
             self.leases.release(queue, self.leases.held(queue))
+        self._sweep_thread.join(max(left, 1.0))  # a pass that is cut off keeps others from sweeping for a minute
         with contextlib.suppress(LadingError):  # it is forgotten by itself
             self.broker.gone(self.pool.name, self.name)
 
@@ -141,7 +144,7 @@ class Worker:
         with ThreadPoolExecutor(1, thread_name_prefix="lading-write") as writer:
             while not self.stopping.is_set():
                 if self.feed.alone:
-                    self._write(self._run_alone(self.feed.alone.popleft()))
+                    self._do_alone(self.feed.alone.popleft())
                 elif self.lane.alone:
                     patiently(lambda: self.lane.run_alone(self.engine.alone), self.stopping)
                 else:
@@ -176,32 +179,50 @@ class Worker:
         kernel = "" if shard.failure else one.adapter.kernel
         try:
             publish(job, shard, kernel=kernel, busy=self.engine.gauges.busy)
-        except StopJob as error:
-            # Nothing of it counts. The lease runs out, and by then the disk or the table may be as it should be.
-            log.error("job %s, shard %d: %s", job.id, one.work.shard.number, error)
-            one.give_up()
-            self.leases.forget(self.shards, [one.lease])
+        except LadingError as error:
+            self._leave(one, error)
         else:
             failpoint("shard.published")
             one.of.strikes.clear(*one.place)  # while it is leased: whoever comes after a death here does this again
             self.leases.done(self.shards, [one.lease])
             failpoint("shard.acknowledged")
             self.folds.published(one.of)
-        self.feed.settled(one)
+            self.feed.settled(one)
         self.leases.beat()
 
-    def _run_alone(self, one: Assignment) -> ShardInFlight:
-        """A shard that some process died of, or that the model took nothing of: piece by piece, each noted before it runs."""
-        shard, strikes, place = ShardInFlight(one), one.of.strikes, one.place
+    def _leave(self, one: Assignment, error: LadingError) -> None:
+        """Nothing of a shard counts. Whoever sweeps sends it again, and by then the disk or the table may be as it should be."""
+        log.error("job %s, shard %d: %s", one.of.job.id, one.work.shard.number, error)
+        one.of.pause(self.settings.lease_s)
+        one.give_up()
+        self.leases.done(self.shards, [one.lease])
+        self.feed.settled(one)
+
+    def _do_alone(self, one: Assignment) -> None:
+        try:
+            shard = self._run_alone(one)
+        except ShardError as error:
+            shard = _failed(one, str(error))
+        except LadingError as error:
+            self._leave(one, error)
+            return
+        except Exception as error:  # it killed a process before: this one says what of
+            log.exception("job %s, shard %d", one.of.job.id, one.work.shard.number)
+            shard = _failed(one, f"{type(error).__name__}: {error}")
+        if shard is not None:
+            self._write(shard)
+
+    def _run_alone(self, one: Assignment) -> ShardInFlight | None:
+        """A shard that some process died of, or that the model took nothing of: piece by piece, each noted before it runs.
+
+        None if the worker is told to stop meanwhile. Raises ShardError, StopJob.
+        """
+        shard, place = ShardInFlight(one), one.place
         if one.struck.unreadable:
             shard.failure = "process after process died while it read these rows; look at the source, then lading retry"
             return shard
-        try:
-            adapter = one.adapter
-            read = list(one.read())
-        except ShardError as error:
-            shard.failure = str(error)
-            return shard
+        adapter = one.adapter
+        read = list(one.read())
         ordinals = np.sort(np.concatenate([np.empty(0, np.int64), *(rows.all_ordinals for rows in read)]))
         pieces, given_up = one.struck.pieces(len(ordinals))
         log.warning(
@@ -210,7 +231,9 @@ class Worker:
         )  # fmt: skip
         raised = items = 0
         for piece in pieces:
-            with strikes.noted(*place, step_of(piece)):
+            if self.stopping.is_set():
+                return None
+            with one.noted(step_of(piece)):
                 for rows in rows_between(read, ordinals[piece[0]], ordinals[piece[1] - 1]):
                     prepared = adapter.prepare([rows.batch.column(name) for name in one.texts])
                     part = Part(adapter, prepared, len(prepared.costs), shard=shard, rows=rows)
@@ -232,8 +255,8 @@ class Worker:
     def _keep(self) -> None:
         """Sign of life, renewals, and what others' deaths left behind."""
         while True:
-            patiently(self._keep_once, self.stopping)
-            if self.stopping.wait(self.settings.lease_s / RENEWALS):
+            patiently(self._keep_once, self._ended)
+            if self._ended.wait(self.settings.lease_s / RENEWALS):  # the grace may be longer than a lease
                 return
 
     def _keep_once(self) -> None:
@@ -251,8 +274,16 @@ class Worker:
             try:
                 swept = patiently(lambda: sweeper.sweep(lead_s=LEAD * interval_s), self.stopping)
                 pause_s = interval_s / (HUNGRY if swept is not None and swept.hungry else 1)
-            except StopJob as error:  # the registry's store is away: it may come back
-                log.error("%s", error)
+            except (
+                LadingError
+            ) as error:  # the registry's store is away, and may come back; a lead that nobody has is no harm
+                log.error("sweeping: %s", error)
 
     def _living(self) -> set[str]:
         return patiently(lambda: self.broker.living(self.pool.name, self.settings.lease_s), self.stopping) or set()
+
+
+def _failed(one: Assignment, why: str) -> ShardInFlight:
+    shard = ShardInFlight(one)
+    shard.failure = why
+    return shard

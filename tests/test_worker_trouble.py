@@ -1,0 +1,280 @@
+"""A worker in trouble: what fails harms what it concerns, nothing is held for ever, and nothing is tried again without a pause."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lading import adapters
+from lading.config.settings import load as load_settings
+from lading.pipelines import Client
+from lading.pipelines.job import draft
+from lading.pipelines.registry import Registry
+from lading.pipelines.spec import JobSpec, PolicySpec, SinkSpec, SourceSpec, StepSpec
+from lading.pipelines.submit import Queues, Submitted
+from lading.pipelines.submit import submit as submit_job
+from lading.pipelines.sweep import Sweeper
+from lading.schedulers import pools
+from lading.schedulers.connection import Broker
+from lading.workers.assignments import Assignment
+from lading.workers.worker import Worker
+from tests.redis_server import RedisServer
+
+ROWS = 10  # of a shard
+Make = Callable[..., Worker]
+
+
+@pytest.fixture
+def make(redis_server: RedisServer, tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Makes workers; with `start=False` the test is their working thread."""
+    for name, value in {
+        "BROKER_URL": redis_server.url,
+        "JOBS": f"{tmp_path}/jobs",
+        "ROOTS": f"{tmp_path},{tiny_encoder.parent.parent}",
+        "THREADS": "1",
+        "FOLD_INTERVAL_S": "0.05",
+        "SWEEP_INTERVAL_S": "0.1",
+    }.items():
+        monkeypatch.setenv(f"LADING_{name}", value)
+
+    def worker(**settings: str) -> Worker:
+        for name, value in settings.items():
+            monkeypatch.setenv(f"LADING_{name.upper()}", value)
+        found = load_settings()
+        pool = pools.find(pools.load(), "cpu")
+        return Worker(pool, found, Broker.connect(found.broker_url), Registry(found.jobs))
+
+    return worker
+
+
+@pytest.fixture
+def started(make: Make) -> Iterator[Make]:
+    """Makes workers that run until the test is over."""
+    running: list[Worker] = []
+
+    def start(**settings: str) -> Worker:
+        running.append(make(**settings))
+        running[-1].start()
+        return running[-1]
+
+    yield start
+    for one in running:
+        one.stop(30.0, threading.Event())
+
+
+def until(claim: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not claim():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def spec(folder: Path, model: Path, to: str, shards: int = 4, **policy: Any) -> JobSpec:
+    path = folder / f"{to.rpartition('/')[2]}.parquet"
+    if not path.exists():
+        texts = [f"{path.name} {n}" if n % 2 or not policy else "" for n in range(shards * ROWS)]
+        pq.write_table(pa.table({"text": texts}), path)
+    return JobSpec(
+        source=SourceSpec(paths=(str(path),)),
+        steps=(StepSpec(verb="encode", model=str(model), text=("text",)),),
+        sink=SinkSpec(to=to),
+        policy=PolicySpec(shard_rows=ROWS, **policy),
+    )
+
+
+def submit(wanted: JobSpec) -> Submitted:
+    return submit_job(draft(wanted), Queues.of(load_settings()))
+
+
+def ended(job: Submitted) -> bool:
+    return not Registry(load_settings().jobs).is_open(job.job)
+
+
+def notes(job: Submitted) -> list[Path]:
+    return list(Path(job.manifest, "strikes").glob("*/*"))
+
+
+def leave_note(job: Submitted, shard: int, step: str = "begun") -> None:
+    """As a process that died did."""
+    place = Path(job.manifest, f"strikes/{shard}.0")
+    place.mkdir(parents=True)
+    (place / f"{step}.dead").write_text('{"version":1}')
+
+
+def test_a_worker_stopped_while_it_loads_leaves_no_note(
+    make: Make, tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or three stops would be taken for three deaths, and the job fail; also when the load goes on behind the stop's back."""
+    load, loading, go_on = adapters.load, threading.Event(), threading.Event()
+
+    def slow(*given: Any, **named: Any) -> Any:
+        loading.set()
+        assert go_on.wait(60)
+        return load(*given, **named)
+
+    monkeypatch.setattr(adapters, "load", slow)
+    worker, hurry = make(), threading.Event()
+    job = submit(spec(tmp_path, tiny_encoder, f"parquet://{tmp_path}/out"))
+    worker.start()
+    assert loading.wait(60)
+    assert notes(job)
+    hurry.set()
+    worker.stop(30.0, hurry)
+    assert notes(job) == []
+    assert worker.shards.counts().in_flight == 0
+    go_on.set()
+    worker._work_thread.join()  # pyright: ignore[reportPrivateUsage]
+    assert notes(job) == []
+
+
+def test_a_raised_limit_is_noticed(started: Make, tmp_path: Path, tiny_encoder: Path) -> None:
+    """A job over max_rejects is dropped; submitted again with more, the same worker goes on with it."""
+    worker = started()
+    low = spec(tmp_path, tiny_encoder, f"lancedb://{tmp_path}/db/docs", 40, max_rejects=12)
+    job = submit(low)
+    until(lambda: (counts := worker.shards.counts()).waiting == counts.in_flight == 0 and worker.desk.jobs() == [])
+    markers = len(list(Path(job.manifest, "markers").glob("*")))
+    assert 3 <= markers < 40
+    assert not ended(job)
+    submit(spec(tmp_path, tiny_encoder, f"lancedb://{tmp_path}/db/docs", 40, max_rejects=1000))
+    until(lambda: ended(job))
+    assert lancedb.connect(f"{tmp_path}/db").open_table("docs").count_rows() == 200
+
+
+def test_a_limit_raised_under_an_open_job_is_noticed(make: Make, tmp_path: Path, tiny_encoder: Path) -> None:
+    """Also by a worker that remembers the job, and what it holds of the limit is only what was submitted when it opened it."""
+    worker = make()
+    submit(spec(tmp_path, tiny_encoder, f"parquet://{tmp_path}/out", max_rejects=1))
+    lease, another = worker.shards.pull(2, 1 << 20)
+    one = worker.desk.accept(lease)
+    assert one is not None
+    one.of.folding.rejected = 5
+    submit(spec(tmp_path, tiny_encoder, f"parquet://{tmp_path}/out", max_rejects=7))
+    assert worker.desk.accept(another) is not None
+    assert (one.of.job.spec.policy.max_rejects, one.of.folding.spec.policy.max_rejects) == (7, 7)
+
+
+def test_a_table_that_is_gone_does_not_keep_a_worker_busy(
+    started: Make, tmp_path: Path, tiny_encoder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The job is left alone after the first shards that could not be written; the fold says so once; others are served."""
+    worker = started()
+    job = submit(spec(tmp_path, tiny_encoder, f"lancedb://{tmp_path}/db/docs", 200))
+    until(lambda: list(Path(job.manifest, "markers").glob("*")))
+    shutil.rmtree(tmp_path / "db/docs.lance")
+    until(lambda: "was dropped while" in caplog.text)
+    other = submit(spec(tmp_path, tiny_encoder, f"parquet://{tmp_path}/other"))
+    until(lambda: ended(other))
+    with Client() as client:
+        assert len(client.encode(str(tiny_encoder), ["still there"])) == 1
+    dropped = [
+        one for one in caplog.records if "was dropped while" in one.getMessage() and one.levelno == logging.ERROR
+    ]
+    assert 0 < len(dropped) <= 20
+    assert worker.shards.counts().dead == 0
+
+
+def test_a_shard_is_done_when_the_disk_has_room_again(
+    started: Make,
+    tmp_path: Path,
+    tiny_encoder: Path,
+    disk: Callable[[str, str], Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nothing is marked failed, nothing is blamed for it, and no row is there twice."""
+    place = disk("small", "600k")
+    worker = started(lease_s="1", sweep_interval_s="1000")
+    clock = lambda: 60 * time.monotonic()  # noqa: E731  what the sweep puts off for a minute it does in a second
+    sweeper = Sweeper(worker.broker, worker.registry, pools.load(), lease_s=1, clock=clock)
+    job = submit(spec(tmp_path, tiny_encoder, f"parquet://{place}/out", 20))
+    (place / "ballast").write_bytes(bytes(max(shutil.disk_usage(place).free - 8192, 0)))
+    until(lambda: "o space left" in caplog.text)
+    with Client() as client:
+        assert len(client.encode(str(tiny_encoder), ["still there"])) == 1
+    (place / "ballast").unlink()
+    until(lambda: sweeper.sweep() and ended(job))
+    assert pq.read_table(place / "out").num_rows == 20 * ROWS
+    assert worker.shards.counts().dead == 0
+
+
+def test_what_was_handed_out_runs_alone_once(make: Make, tmp_path: Path, tiny_encoder: Path) -> None:
+    """Also a shard that was to run alone anyway when all others are isolated."""
+    worker = make()
+    leave_note(submit(spec(tmp_path, tiny_encoder, f"parquet://{tmp_path}/out")), 2)
+    handed_out = list(worker.feed)
+    assert len(handed_out) == 2
+    worker.feed.isolate()
+    assert sorted(one.place for one in worker.feed.alone) == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_a_shard_keeps_its_model(make: Make, tmp_path: Path, tiny_encoder: Path) -> None:
+    """Another model that pushes it out in the middle neither changes the shard's batches nor is it loaded again for a name."""
+    worker = make()
+    submit(spec(tmp_path, tiny_encoder, f"parquet://{tmp_path}/out"))
+    (lease,) = worker.shards.pull(1, 1 << 20)
+    one = worker.desk.accept(lease)
+    assert isinstance(one, Assignment)
+    adapter = one.adapter
+    worker.residents._make_room(1 << 60)  # pyright: ignore[reportPrivateUsage]
+    assert worker.residents.at_hand(one.of.job.recipe) is None
+    assert one.adapter is adapter
+
+
+def test_a_damaged_job_harms_no_other(started: Make, tmp_path: Path, tiny_encoder: Path) -> None:
+    """Its messages come back later; the process goes on with the next."""
+    worker = started()
+    plans = [json.dumps({"version": 1}), "[]", "no json"]
+    for number, plan in enumerate(plans):
+        damaged = submit(spec(tmp_path, tiny_encoder, f"parquet://{tmp_path}/damaged{number}", 1))
+        Path(damaged.manifest, "plan.json").write_text(plan)
+    good = submit(spec(tmp_path, tiny_encoder, f"parquet://{tmp_path}/good"))
+    until(lambda: ended(good))
+    assert worker.shards.counts().dead == 0
+
+
+def test_rows_that_cannot_even_be_prepared_fail_their_shard(
+    started: Make, tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever an adapter raises on a shard that runs alone is the shard's reason, and no endless dying."""
+    from lading.adapters.dense import DenseEncoder
+
+    def preparing(self: Any, columns: Any) -> Any:
+        raise RuntimeError("a tokenizer's defect")
+
+    job = submit(spec(tmp_path, tiny_encoder, f"parquet://{tmp_path}/out", 1))
+    leave_note(job, 0)
+    monkeypatch.setattr(DenseEncoder, "prepare", preparing)
+    worker = started()
+    marker = Path(job.manifest, "markers/0.0.json")
+    until(marker.exists)
+    assert json.loads(marker.read_text())["reason"] == "RuntimeError: a tokenizer's defect"
+    until(lambda: worker.shards.counts().in_flight == 0)
+
+
+def test_a_model_that_cannot_be_loaded_is_told(
+    started: Make, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the load raises, whoever asked hears of it, and the worker lives on."""
+    load = adapters.load
+
+    def failing(*given: Any, **named: Any) -> Any:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(adapters, "load", failing)
+    started()
+    with Client() as client:
+        with pytest.raises(Exception, match="cannot be loaded: MemoryError: no room"):
+            client.encode(str(tiny_encoder), ["a"])
+        monkeypatch.setattr(adapters, "load", load)
+        assert len(client.encode(str(tiny_encoder), ["a"])) == 1

@@ -12,7 +12,7 @@ from ..config.errors import BrokerError
 from ..config.failpoints import failpoint
 from ..schedulers import results
 from ..schedulers.connection import Broker
-from ..schedulers.outages import patiently
+from ..schedulers.outages import patiently, translated
 from ..schedulers.queues import Queue
 from ..schedulers.results import Failure, Result
 from .groups import Asked, Group, answers
@@ -55,9 +55,14 @@ class Answers:
     def give_now(self, group: Group) -> None:
         """The same in the caller's thread, acknowledged on return: what runs alone next may end the process."""
         if group.into:
-            self._tables.commit([group])
+            self._tables.commit(group)
         else:
             self._answer(group)
+
+    @property
+    def behind(self) -> bool:
+        """Whether so much waits for its table that no more should be begun."""
+        return self._tables.behind
 
     def end(self, timeout_s: float) -> None:
         """Answer what was given, then end."""
@@ -67,9 +72,12 @@ class Answers:
 
     def tell(self, told: Sequence[tuple[Asked, Result]]) -> None:
         """Store results, then acknowledge: in this order, since a full Redis refuses the one and does the other."""
+        leases = [asked.lease for asked, _ in told]
         if told and self._store([(asked.id, result) for asked, result in told]):
             failpoint("answer.stored")
-            self._leases.done(self._queue, [asked.lease for asked, _ in told])
+            self._leases.done(self._queue, leases)
+        elif not self._stopping.is_set():  # else they are given back
+            self._leases.forget(self._queue, leases)
 
     def fail(self, asked: Sequence[Asked], failure: Failure) -> None:
         """Whole requests that cannot be done."""
@@ -90,7 +98,8 @@ class Answers:
         """False if the broker did not take them: the leases run out, and somebody does it again."""
 
         def put() -> bool:
-            results.store(self._broker.client, told, self._ttl_s, now=time.time())
+            with translated(self._broker.url):
+                results.store(self._broker.client, told, self._ttl_s, now=time.time())
             return True
 
         try:

@@ -19,6 +19,7 @@ from ..pipelines.manifest import Work
 from ..pipelines.open_job import Job
 from ..pipelines.records import Rows
 from ..pipelines.registry import Registry, UnknownJob
+from ..pipelines.spec import StepSpec
 from ..pipelines.strikes import BEGUN, DEATHS, READING, Strikes, Struck
 from ..schedulers.messages import ShardPointer, decode
 from ..schedulers.queues import Lease, Queue
@@ -51,7 +52,7 @@ class OpenJob:
                 raise ShardError(
                     f"{DEATHS} processes died while they loaded the model of recipe {recipe.hash}; see why, then lading retry {self.job.id}"
                 )
-            checkpoint, ours = resolve_step(self.job.spec.steps[0], self.job.spec)
+            checkpoint, ours = resolve_step(self._step(), self.job.spec)
             if ours.hash != recipe.hash:
                 raise ShardError(
                     f"the job's recipe is {recipe.hash}, the checkpoint that this worker finds gives {ours.hash}: put the same one there"
@@ -63,6 +64,11 @@ class OpenJob:
             return adapter
         except ModelError as error:
             raise ShardError(str(error)) from error
+
+    def _step(self) -> StepSpec:
+        """With the model's folder, if it is one, by its whole path: the spec may have it relative to where the job was submitted."""
+        step, model = self.job.spec.steps[0], self.job.manifest.plan.model
+        return dataclasses.replace(step, model=model["folder"]) if model["origin"] == "folder" else step
 
 
 @dataclasses.dataclass(slots=True)

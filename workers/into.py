@@ -19,6 +19,10 @@ from .groups import Asked, Group, Member, bounds, errors_of
 log = logging.getLogger(__name__)
 
 Told = tuple[Asked, Result]
+Entry = tuple[Group, Member, upsert.Rows, list[wire.ItemError]]
+
+AGAIN_S = 2.0  # until a commit that the store did not take is tried again
+MOST_BEHIND = 256  # groups and requests that may wait for their tables before no more is taken off the queue
 
 
 class Tables:
@@ -27,6 +31,8 @@ class Tables:
     def __init__(self, tell: Callable[[Sequence[Told]], None], interval_s: float) -> None:
         self._tell, self._interval_s = tell, interval_s
         self._given: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
+        # Of tables whose store failed; their leases are kept, so that nobody does them again.
+        self._left: list[Entry] = []
         self._thread = threading.Thread(target=self._commit_on, name="lading-into", daemon=True)
 
     def start(self) -> None:
@@ -34,6 +40,16 @@ class Tables:
 
     def give(self, group: Group) -> None:
         self._given.put(group)
+
+    def commit(self, group: Group) -> None:
+        """The same in the caller's thread, done on return unless the table's store fails."""
+        if self._commit(_entries(group)):
+            self.give(group)
+
+    @property
+    def behind(self) -> bool:
+        """Whether so much waits that no more should be begun."""
+        return self._given.qsize() + len(self._left) > MOST_BEHIND
 
     def end(self, timeout_s: float) -> None:
         """Commit what was given, then end."""
@@ -43,38 +59,40 @@ class Tables:
     def _commit_on(self) -> None:
         ended = False
         while not ended:
-            groups: list[Group] = []
-            until = float("inf")
-            while time.monotonic() < until and not ended:
-                try:
-                    one = self._given.get(
-                        timeout=None if until == float("inf") else max(until - time.monotonic(), 0.001)
-                    )
-                except queue.Empty:
-                    break
-                if one is None:
-                    ended = True
-                else:
-                    groups.append(one)
-                    until = min(until, time.monotonic() + self._interval_s)
-            self.commit(groups)
+            groups, ended = self._gather()
+            self._left = self._commit([*self._left, *(entry for group in groups for entry in _entries(group))])
 
-    def commit(self, groups: Sequence[Group]) -> None:
-        """One commit for each table and recipe; a table that refuses harms its own requests alone."""
-        tables: dict[tuple[str, str], list[tuple[Group, Member, upsert.Rows, list[wire.ItemError]]]] = {}
-        for group in groups:
-            for member, rows, errors in _rows(group):
-                tables.setdefault((member.asked.request.into, group.recipe.hash), []).append(
-                    (group, member, rows, errors)
-                )
+    def _gather(self) -> tuple[list[Group], bool]:
+        """What came within an interval of the first, and whether the end did."""
+        groups: list[Group] = []
+        until = time.monotonic() + AGAIN_S if self._left else None
+        while True:
+            try:
+                one = self._given.get(timeout=None if until is None else max(until - time.monotonic(), 0.001))
+            except queue.Empty:
+                return groups, False
+            if one is None:
+                return groups, True
+            groups.append(one)
+            until = time.monotonic() + self._interval_s if until is None else until
+
+    def _commit(self, given: Sequence[Entry]) -> list[Entry]:
+        """One commit for each table and recipe; a table that refuses harms its own requests alone. What is to be tried again."""
+        tables: dict[tuple[str, str], list[Entry]] = {}
+        for entry in given:
+            tables.setdefault((entry[1].asked.request.into, entry[0].recipe.hash), []).append(entry)
+        left: list[Entry] = []
         for (url, hash), entries in tables.items():
             group = entries[0][0]
             try:
                 done = upsert.upsert(url, group.recipe, group.model, [rows for _, _, rows, _ in entries if rows.ids])
             except StopJob as error:
-                log.error("%s", error)  # the leases run out, and then it is tried again
+                log.error("%d requests wait for their table: %s", len(entries), error)
+                left += entries
                 continue
-            except LadingError as error:
+            except Exception as error:
+                if not isinstance(error, LadingError):
+                    log.exception("%s", url)  # a defect, but not one to die of: others' requests are in this process
                 self._tell([(member.asked, Failure(type(error).__name__, str(error))) for _, member, _, _ in entries])
                 continue
             log.info(
@@ -88,6 +106,11 @@ class Tables:
             self._tell(
                 [(member.asked, wire.stored(hash, len(rows.ids), errors)) for _, member, rows, errors in entries]
             )
+        return left
+
+
+def _entries(group: Group) -> list[Entry]:
+    return [(group, member, rows, errors) for member, rows, errors in _rows(group)]
 
 
 def _rows(group: Group) -> list[tuple[Member, upsert.Rows, list[wire.ItemError]]]:

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..adapters import Adapter
-from ..config.errors import BadMessage, LadingError, ModelError, UsageError
+from ..config.errors import BadMessage, LadingError
 from ..config.failpoints import failpoint
 from ..config.recipe import Recipe
 from ..schedulers.messages import Request, RequestOptions, decode
@@ -143,8 +143,8 @@ class RequestLane:
                 self._stopping.wait(1.0)
 
     def _pull(self) -> None:
-        if self._waiting > BUDGETS_AHEAD * self._budget:
-            self._room.clear()
+        self._room.clear()  # before the look: what the engine takes from now on is heard
+        if self._waiting > BUDGETS_AHEAD * self._budget or self._answers.behind:
             self._room.wait(WAIT_S)
             return
         pulled = patiently(lambda: self._leases.pull(self._queue, self._most, PULL_BYTES), self._stopping)
@@ -184,7 +184,7 @@ class RequestLane:
         if asked.request.into:
             try:
                 self._check_table(asked.request.into)
-            except UsageError as error:
+            except LadingError as error:
                 self._answers.fail([asked], Failure(type(error).__name__, str(error)))
                 return None
         return asked
@@ -194,7 +194,7 @@ class RequestLane:
         first = asked[0].request
         try:
             recipe, adapter, model = self._models(first.verb, first.model, first.options)
-        except (ModelError, UsageError) as error:
+        except LadingError as error:
             self._answers.fail(asked, Failure(type(error).__name__, str(error)))
             return None
         members: list[Member] = []

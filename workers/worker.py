@@ -25,7 +25,7 @@ from ..config.failpoints import failpoint
 from ..config.settings import Settings
 from ..pipelines.registry import Registry
 from ..pipelines.strikes import step_of
-from ..pipelines.sweep import LEAD, Sweeper
+from ..pipelines.sweep import HUNGRY, LEAD, Sweeper
 from ..schedulers import pools
 from ..schedulers.connection import Broker
 from ..schedulers.outages import patiently
@@ -246,9 +246,11 @@ class Worker:
         """What the scheduler does, as long as no scheduler (and no other worker) does it."""
         interval_s = self.settings.sweep_interval_s
         sweeper = Sweeper(self.broker, self.registry, pools.load(), lease_s=self.settings.lease_s)
-        while not self.stopping.wait(interval_s):
+        pause_s = interval_s
+        while not self.stopping.wait(pause_s):
             try:
-                patiently(lambda: sweeper.sweep(lead_s=LEAD * interval_s), self.stopping)
+                swept = patiently(lambda: sweeper.sweep(lead_s=LEAD * interval_s), self.stopping)
+                pause_s = interval_s / (HUNGRY if swept is not None and swept.hungry else 1)
             except StopJob as error:  # the registry's store is away: it may come back
                 log.error("%s", error)
 

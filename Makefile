@@ -40,6 +40,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/encode.py --quick $(ARGS)
 	$(BIN)/python benchmarks/flow.py --quick $(ARGS)
 	$(BIN)/python benchmarks/retrieval.py --quick $(ARGS)
+	$(BIN)/python benchmarks/queueing.py --quick --model tiny $(ARGS)
 
 clean:
 	rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis adapters/_attention.*.so

@@ -127,7 +127,7 @@ def stock(folder: Path, report: Path) -> None:
         found = adapter.run([(prepared, prepared.rows.astype("int64"))])
         return base64.b64encode(found.batch.column(0).flatten().to_numpy().tobytes()).decode()
 
-    worker_ready.connect(lambda **_: print("ready", flush=True), weak=False)
+    worker_ready.connect(lambda **_: os.write(1, b"ready\n"), weak=False)  # Celery redirects print
     report.write_text("{}")
     app.worker_main(
         [

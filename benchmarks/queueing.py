@@ -87,7 +87,7 @@ class WorkerProcess:
         command = [sys.executable, PROCESS, kind, str(model), str(self.report)]
         self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
-        assert self.process.stdout.readline().strip() == "ready", "the worker did not start"
+        assert any(line.strip() == "ready" for line in self.process.stdout), "the worker did not start"
 
     def stop(self) -> dict[str, Any]:
         self.process.terminate()

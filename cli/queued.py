@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 JOB = click.argument("job", metavar="JOB|OUTPUT")
 WATCH_S = 1.0  # between two looks, more where a look takes long
 SHARE = 0.1  # of the time, at most, that looks may take
-HUNGRY = 10  # times more passes while workers empty the window faster than it is filled
 SCHEDULING = b"\nlading: ending the pass; again to stop at once\n"
 WATCHING = b"\nlading: the job goes on, watched or not\n"
 
@@ -103,6 +102,7 @@ def scheduler(once: bool, as_json: bool) -> int:
     run; they take turns.
     """
     from ..config.settings import load
+    from ..pipelines.sweep import HUNGRY
     from ..schedulers.outages import patiently
 
     settings, sweeper = load(), queues().sweeper()

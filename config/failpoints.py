@@ -31,7 +31,7 @@ COMMIT_POINTS = (
 
 # Places of a worker's way with what it took from a queue.
 QUEUE_POINTS = (
-    "shards.leased",  # the worker itself does not know of them yet
+    "shards.leased",
     "strike.noted",
     "shard.published",  # its message is not acknowledged
     "shard.acknowledged",

@@ -78,8 +78,12 @@ class Aftercare:
 
     def _look(self, job: Watched, care: _Care, suspicious: bool, at_once: bool) -> Cared:
         job.losses = 0
-        if job.folder.exists("closed.json") or job.folder.exists(CANCELLED):
-            self._registry.close(job.entry.job)  # whoever did that died before it came to this
+        closed = job.folder.exists("closed.json")
+        if closed or job.folder.exists(CANCELLED):  # whoever did that died before it came to the rest
+            if closed:
+                open_sink(job.entry.place).unregister(job.entry.job)
+                job.folder.delete("strikes")
+            self._registry.close(job.entry.job)
             return Cared(over=True)
         job.markers.look()
         if job.markers.pending == 0:

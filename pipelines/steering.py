@@ -15,6 +15,7 @@ from .open_job import Job
 from .output import Output, find_output
 from .registry import Entry, Registry
 from .sinks import open_sink
+from .strikes import Strikes
 from .submit import Queues
 
 RECENT = 10  # jobs that need no more looks, of those shown
@@ -91,6 +92,7 @@ def retry(queues: Queues, name: str, *, give_up: bool = False) -> Retried:
     job.enter()
     if give_up:
         return _give_up(queues, job)
+    Strikes(job.manifest.folder).forgive_loading(job.recipe.hash)
     shards, rows = job.manifest.reopen_failed(), job.manifest.reopen_rejects()
     if entry is None:
         return Retried(job.id, shards, rows, 0, "open" if shards or rows else "nothing to do")

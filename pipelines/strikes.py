@@ -12,6 +12,7 @@ import dataclasses
 import logging
 import re
 import secrets
+import threading
 from collections import Counter
 from collections.abc import Callable, Generator
 
@@ -76,6 +77,9 @@ class Strikes:
         """`who`: this process's name, without dots, "" for a random one; `living` tells which processes live."""
         self._folder, self._living = folder, living
         self._who = who or secrets.token_hex(8)
+        self._standing: set[str] = set()  # our notes, of all threads
+        self._leaving = threading.Lock()
+        self._ended = False
 
     def left_by_others(self, shard: int, generation: int) -> Struck:
         """What is there that is not ours: of the dead, or of others who are at it at this moment."""
@@ -107,20 +111,12 @@ class Strikes:
         """After it."""
         self._delete(f"{_place(shard, generation)}/{step}.{self._who}")
 
-    def withdraw(self, shard: int, generation: int) -> None:
-        """In good order nothing is done any more with the shard: no note of ours stays."""
-        place = _place(shard, generation)
-        try:
-            ours = [step for step, who in self._notes(place) if who == self._who]
-        except StopJob as error:
-            log.warning("notes stay behind, and the shard may run alone for it: %s", error)
-        else:
-            for step in ours:
-                self._delete(f"{place}/{step}.{self._who}")
-
-    def withdraw_loading(self, recipe: str) -> None:
-        """In good order the model is not loaded any more."""
-        self._delete(f"{_loading(recipe)}/loading.{self._who}")
+    def erase_all(self) -> None:
+        """The process ends in good order, whatever it was doing; threads that are still at it leave no note any more."""
+        with self._leaving:
+            self._ended = True
+            for name in list(self._standing):
+                self._delete(name)
 
     def clear(self, shard: int, generation: int) -> None:
         """The shard has its marker: nobody needs to know any more."""
@@ -141,12 +137,20 @@ class Strikes:
     # A store that takes no notes at the moment is no reason to stop: whether the work counts is decided at its marker.
 
     def _leave(self, name: str) -> None:
-        try:
-            self._folder.leave(f"{name}.{self._who}", b'{"version":1}')
-        except StopJob as error:
-            log.warning("a shard runs without its note: %s", error)
+        name = f"{name}.{self._who}"
+        with self._leaving:
+            if self._ended:
+                return
+            self._standing.add(name)
+            try:
+                self._folder.leave(name, b'{"version":1}')
+            except StopJob as error:
+                log.warning("a shard runs without its note: %s", error)
 
     def _delete(self, name: str) -> None:
+        for one in list(self._standing):
+            if one == name or one.startswith(f"{name}/"):
+                self._standing.discard(one)
         try:
             self._folder.delete(name)
         except (StopJob, OSError) as error:

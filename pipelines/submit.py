@@ -16,6 +16,7 @@ from ..schedulers.routing import route
 from ..schedulers.sweeping import look_anew
 from .job import Draft, start
 from .registry import Entry, Registry
+from .strikes import Strikes
 from .sweep import Sweeper
 
 
@@ -75,6 +76,7 @@ def submit(draft: Draft, queues: Queues, *, device: str = "") -> Submitted:
             f"job {job.id} was cancelled; to do it after all, remove {folder}/cancelled.json and submit it again"
         )
     if draft.manifest is not None:  # again: as for a local run, the same command tries again what failed
+        Strikes(job.manifest.folder).forgive_loading(job.recipe.hash)
         job.manifest.reopen_failed()
     entry = Entry(
         job=job.id,

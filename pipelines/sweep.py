@@ -28,6 +28,7 @@ __all__ = ["Sweeper", "Swept", "settle"]
 
 log = logging.getLogger(__name__)
 
+HUNGRY = 10  # times more passes while workers empty the window faster than it is filled
 LEAD = 3  # intervals of sweeping after which another process takes over
 FAULT_S = 30.0  # a job that could not be looked at is left alone for so long
 TURN_WAIT_S = 2.0  # that a submission waits for another's pass to end

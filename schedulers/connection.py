@@ -76,9 +76,9 @@ class Broker:
         """How many workers have lately said that they live."""
         return self.run(scripts.WORKERS, [workers_key(pool)], ALIVE_S)
 
-    def living(self, pool: str) -> set[str]:
-        """The names of those workers."""
-        return {name.decode() for name in self.run(scripts.LIVING, [workers_key(pool)], ALIVE_S)}
+    def living(self, pool: str, within_s: float = ALIVE_S) -> set[str]:
+        """The names of those that said so within these seconds."""
+        return {name.decode() for name in self.run(scripts.LIVING, [workers_key(pool)], within_s)}
 
     def turn(self, name: str, seconds: float) -> bool:
         """Whether it is the caller's turn at something that one process at a time should do, for so long. Saves work, promises nothing."""

@@ -24,7 +24,7 @@ from lading.workers.summary import EXIT_CODES
 from tests.redis_server import RedisServer
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/**/*.md")])
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -34,9 +34,13 @@ def named(path: Path) -> str:
 
 
 def commands(document: Path) -> list[str]:
+    return typed(document.read_text())
+
+
+def typed(text: str) -> list[str]:
     """The lines to be typed: those behind a `$` in console blocks, every line of bash blocks. Comments stay."""
     found: list[str] = []
-    for language, block in FENCE.findall(document.read_text()):
+    for language, block in FENCE.findall(text):
         lines = block.splitlines()
         if language == "console":
             found += [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
@@ -71,21 +75,34 @@ def test_make_targets_exist(document: Path) -> None:
     assert set(asked) <= targets
 
 
-def test_the_readme_s_commands_run(tiny_encoder: Path, tmp_path: Path) -> None:
-    """The README's `lading` commands, typed one after the other beside a corpus, all succeed."""
-    (tmp_path / "corpus").mkdir()
+def write_corpus(folder: Path) -> None:
+    """What the documents' commands are about."""
+    (folder / "corpus").mkdir()
     for part in range(2):
         ids = [f"{part}-{row}" for row in range(20)]
         table = pa.table({"doc_id": ids, "body": [f"how to open the file {name}" for name in ids]})
-        pq.write_table(table, tmp_path / "corpus" / f"{part}.parquet")
-    typed = [command for command in commands(ROOT / "README.md") if command.startswith("lading ")]
-    assert [shlex.split(command)[1] for command in typed] == ["encode", "query", "status"]
+        pq.write_table(table, folder / "corpus" / f"{part}.parquet")
+
+
+def test_the_readme_s_commands_run(tiny_encoder: Path, tmp_path: Path) -> None:
+    """The README's first `lading` commands, typed one after the other beside a corpus, all succeed."""
+    write_corpus(tmp_path)
+    local = [command for command in commands(ROOT / "README.md") if command.startswith("lading ")][:3]
+    assert [shlex.split(command)[1] for command in local] == ["encode", "query", "status"]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for command in typed:
+    for command in local:
         line = re.sub(r"\bMODEL\b", shlex.quote(str(tiny_encoder)), command)
         done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
         assert done.stdout, line
+
+
+def test_the_readme_s_other_commands_are_those_of_the_documents() -> None:
+    """What the README shows of the queue stands in docs/queue.md, whose commands are run."""
+    known = {tuple(shlex.split(command, comments=True)) for command in commands(ROOT / "docs/queue.md")}
+    shown = [command for command in commands(ROOT / "README.md") if command.startswith("lading ")][3:]
+    assert shown
+    assert {tuple(shlex.split(command, comments=True)) for command in shown} <= known
 
 
 def test_the_manual_knows_every_verb() -> None:

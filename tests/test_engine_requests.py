@@ -50,12 +50,20 @@ def shards_of(adapter: Lengths, count: int, texts: list[str]):
 
 
 def test_requests_run_first_and_share_batches_with_shards() -> None:
-    """What waits for a client is in the first batch, which rows of a shard fill up."""
-    adapter = Lengths()
-    requests = Waiting(adapter, ["now please"])
-    finished = list(engine(adapter, requests).shards(shards_of(adapter, 1, ["a b c d e f"] * 4)))
-    assert len(finished) == 1
-    assert adapter.batches[0] == ["now please", "a b c d e f", "a b c d e f"]
+    """What comes while shards are at work is in the next batch that is formed, which rows of a shard fill up."""
+
+    class Asking(Lengths):
+        def run(self, parts):
+            if not self.batches:
+                requests.texts.append("now please")
+            return super().run(parts)
+
+    adapter = Asking()
+    requests = Waiting(adapter, [])
+    (_,) = engine(adapter, requests, window=1000).shards(shards_of(adapter, 1, ["a b c d e f"] * 40))
+    (with_request,) = [batch for batch in adapter.batches if "now please" in batch]
+    assert with_request == ["now please", "a b c d e f", "a b c d e f"]
+    assert adapter.batches.index(with_request) <= 3  # two batches of the stream were formed before
     text, items = requests.done.get_nowait()
     assert text == "now please"
     assert items.done[0][1].column(0).to_pylist() == [2.0]

@@ -26,6 +26,16 @@ def test_notes_of_others_are_seen_and_ours_are_not(tmp_path: Path) -> None:
     second.clear(9, 0)  # nothing there
 
 
+def test_a_process_that_ends_in_good_order_leaves_no_note(tmp_path: Path) -> None:
+    """Whatever it was doing; the notes of others stay."""
+    ours, others = Strikes(open_folder(str(tmp_path)), "us"), Strikes(open_folder(str(tmp_path)), "them")
+    ours.note(1, 0, BEGUN)
+    others.note(1, 0, BEGUN)
+    with ours.loading("recipe"), ours.noted(2, 0, READING):
+        ours.erase_all()
+        assert [path.name for path in tmp_path.rglob("*.*") if path.is_file()] == ["begun.them"]
+
+
 @given(st.integers(1, 5000), st.sets(st.integers(0, 4999), min_size=1, max_size=3), st.data())
 def test_rows_that_kill_are_found_and_no_other_row_is_given_up(
     rows: int, killers: set[int], data: st.DataObject

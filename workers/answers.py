@@ -52,6 +52,13 @@ class Answers:
         else:
             self._given.put(group)
 
+    def give_now(self, group: Group) -> None:
+        """The same in the caller's thread, acknowledged on return: what runs alone next may end the process."""
+        if group.into:
+            self._tables.commit(group)
+        else:
+            self._answer(group)
+
     @property
     def behind(self) -> bool:
         """Whether so much waits for its table that no more should be begun."""
@@ -82,7 +89,10 @@ class Answers:
 
     def _answer_on(self) -> None:
         while (group := self._given.get()) is not None:
-            self.tell([(member.asked, result) for member, result in zip(group.members, answers(group), strict=True)])
+            self._answer(group)
+
+    def _answer(self, group: Group) -> None:
+        self.tell([(member.asked, result) for member, result in zip(group.members, answers(group), strict=True)])
 
     def _store(self, told: Sequence[tuple[str, Result]]) -> bool:
         """False if the broker did not take them: the leases run out, and somebody does it again."""

@@ -1,7 +1,7 @@
 """The Celery worker of a pool: `celery -A lading.workers.app worker`, which is what `lading worker` starts.
 
 Celery serves the pool's control queue, in its main thread (solo pool); the batch consumer stands beside it as a step of the worker,
-and pulls shards and requests itself (docs/architecture.md, decision 3). LADING_POOL names the pool, LADING_DEVICE its device.
+and pulls shards and requests itself (docs/architecture.md, decisions 3 and 19). LADING_POOL names the pool, LADING_DEVICE its device.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from celery import Celery, bootsteps
 from celery.signals import worker_init
 from celery.worker import state
 
-from ..config.errors import LadingError
+from ..config.errors import LadingError, UsageError
 from ..config.settings import load as load_settings
 from ..schedulers import celery_settings, pools
 from ..schedulers.connection import Broker
@@ -123,7 +123,17 @@ def _say_pool(**_: Any) -> None:
 
 
 def _end_at_once(failed: threading.ExceptHookArgs) -> None:
-    """A thread without which the worker would hang: end the process, whose leases run out and whose shards then run alone."""
+    """A thread without which the worker would hang: end the process, whose leases run out and whose shards then run alone.
+
+    What can be said to a user (a broker that refuses this user) will not be better for another start.
+    """
+    if isinstance(failed.exc_value, LadingError):
+        os.write(2, f"lading: {failed.exc_value}\n".encode())
+        os._exit(UsageError.exit_code)
     if failed.exc_type is not SystemExit:
         traceback.print_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)
         os._exit(DEFECT)
+
+
+if __name__ == "__main__":
+    app.worker_main(sys.argv[1:])

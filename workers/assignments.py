@@ -6,12 +6,10 @@ worker trusts.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 
 from ..adapters import Adapter
 from ..config.errors import BadMessage, BrokerError, LadingError, ModelError, ShardError, StopJob, UsageError
@@ -21,6 +19,7 @@ from ..pipelines.manifest import Work
 from ..pipelines.open_job import Job
 from ..pipelines.records import Rows
 from ..pipelines.registry import Registry, UnknownJob
+from ..pipelines.spec import StepSpec
 from ..pipelines.strikes import BEGUN, DEATHS, READING, Strikes, Struck
 from ..schedulers.messages import ShardPointer, decode
 from ..schedulers.queues import Lease, Queue
@@ -43,7 +42,6 @@ class OpenJob:
     )
     strikes: Strikes
     residents: Residents
-    loading: bool = False
     looked: float = 0.0  # at its entry, by this machine's clock
     paused_until: float = 0.0  # the same; no shard of it is begun before
 
@@ -84,23 +82,18 @@ class OpenJob:
                 raise ShardError(
                     f"{DEATHS} processes died while they loaded the model of recipe {recipe.hash}; see why, then lading retry {self.job.id}"
                 )
-            checkpoint, ours = resolve_step(self.job.spec.steps[0], self.job.spec)
+            checkpoint, ours = resolve_step(self._step(), self.job.spec)
             if ours.hash != recipe.hash:
                 raise ShardError(
                     f"the job's recipe is {recipe.hash}, the checkpoint that this worker finds gives {ours.hash}: put the same one there"
                 )
-            self.loading = True
             with self.strikes.loading(recipe.hash):
-                return self.residents.get(recipe, checkpoint.folder)
+                adapter = self.residents.get(recipe, checkpoint.folder)
+            # It can be loaded: who died of something else meanwhile must not add up over the days of a long job.
+            self.strikes.forgive_loading(recipe.hash)
+            return adapter
         except ModelError as error:
             raise ShardError(str(error)) from error
-        finally:
-            self.loading = False
-
-    def give_up(self) -> None:
-        """In good order: nobody died of the model that is being loaded."""
-        if self.loading:
-            self.strikes.withdraw_loading(self.job.recipe.hash)
 
     def _deaths_while_loading(self) -> int:
         try:
@@ -108,6 +101,11 @@ class OpenJob:
         except (StopJob, BrokerError) as error:  # as with all notes: no reason to stop
             log.warning("job %s: the model is loaded without a look at the notes: %s", self.job.id, error)
             return 0
+
+    def _step(self) -> StepSpec:
+        """With the model's folder, if it is one, by its whole path: the spec may have it relative to where the job was submitted."""
+        step, model = self.job.spec.steps[0], self.job.manifest.plan.model
+        return dataclasses.replace(step, model=model["folder"]) if model["origin"] == "folder" else step
 
 
 @dataclasses.dataclass(slots=True)
@@ -120,8 +118,6 @@ class Assignment:
     struck: Struck
     beat: Callable[[], None]
     _adapter: Adapter | None = None
-    _given_up: bool = False
-    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
     @property
     def place(self) -> tuple[int, int]:
@@ -140,7 +136,7 @@ class Assignment:
 
     def read(self) -> Iterator[Rows]:
         """The rows, noted while they are read."""
-        with self.noted(READING):
+        with self.of.strikes.noted(*self.place, READING):
             try:
                 for rows in self.of.job.read(self.work):
                     self.beat()
@@ -150,28 +146,13 @@ class Assignment:
 
     def begin(self) -> None:
         """The first of the rows goes to the device."""
-        self._note(BEGUN)
+        self.of.strikes.note(*self.place, BEGUN)
         failpoint("strike.noted")
 
-    @contextlib.contextmanager
-    def noted(self, step: str) -> Generator[None]:
-        """A note for as long as the block runs."""
-        self._note(step)
-        try:
-            yield
-        finally:
-            self.of.strikes.erase(*self.place, step)
-
     def give_up(self) -> None:
-        """In good order: nothing happened, and threads that are still at it leave no note any more."""
-        with self._lock:
-            self._given_up = True
-            self.of.strikes.withdraw(*self.place)
-
-    def _note(self, step: str) -> None:
-        with self._lock:
-            if not self._given_up:
-                self.of.strikes.note(*self.place, step)
+        """In good order: nothing happened."""
+        for step in (READING, BEGUN):
+            self.of.strikes.erase(*self.place, step)
 
 
 class Desk:

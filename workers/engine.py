@@ -75,6 +75,26 @@ class Batch:
 
 
 @dataclasses.dataclass(slots=True)
+class Backlog:
+    """Shards and their cost between the feed and the device. Each field is written by one thread, so that none needs a lock."""
+
+    taken: int = 0  # by the reading thread
+    prepared: int = 0  # whole, by the preparing one
+    cost_in: int = 0  # likewise
+    cost_out: int = 0  # in batches, or dropped with a shard that failed: by the caller's
+
+    @property
+    def shards(self) -> int:
+        """Not wholly prepared yet."""
+        return self.taken - self.prepared
+
+    @property
+    def cost(self) -> int:
+        """Prepared, and not in a batch yet."""
+        return self.cost_in - self.cost_out
+
+
+@dataclasses.dataclass(slots=True)
 class Engine:
     """One device's loop. `stop` set: the shards already begun are finished, no other is."""
 
@@ -87,9 +107,15 @@ class Engine:
     on_batch: Callable[[], None] = lambda: None
     bell: threading.Event = dataclasses.field(default_factory=threading.Event)  # ring it when a request waits
     shares: Shares = dataclasses.field(default_factory=Shares)
+    ahead: int = 0  # cost of prepared rows from which on `has_room` says no
     failing: int = 0  # items of shards on which the model raised since the last one that it took
     unusable: int = 0  # results that were not finite since the last one that was
     since: float = 0.0  # up to when `gauges.elapsed` has been counted
+    backlog: Backlog = dataclasses.field(default_factory=Backlog)
+
+    def has_room(self) -> bool:
+        """Whether another shard should be taken on, for a feed that shares its shards with other processes: what waits here, they cannot do."""
+        return self.backlog.shards <= 1 and self.backlog.cost < self.ahead
 
     def shards(self, tasks: Iterable[Task | None]) -> Generator[ShardInFlight]:
         """Every shard of `tasks`, complete or failed, in an order that may differ from theirs.
@@ -97,7 +123,7 @@ class Engine:
         None among the tasks says that no further one is at hand: what has been read does not wait for more. Raises StopJob
         when it is plain that a model takes no row.
         """
-        self.gauges.streams, self.since = self.streams, time.perf_counter()
+        self.gauges.streams, self.since, self.backlog = self.streams, time.perf_counter(), Backlog()
         with (
             Ahead("read", lambda: self._read(tasks), READ_AHEAD) as rows,
             Ahead("prepare", lambda: self._prepare(rows), PREPARED_AHEAD, self.bell) as prepared,
@@ -129,6 +155,7 @@ class Engine:
                 yield None
                 continue
             shard, failure = ShardInFlight(task), ""
+            self.backlog.taken += 1
             try:
                 _ = task.adapter  # loaded before anything is read for it
                 batches = iter(task.read())
@@ -154,12 +181,14 @@ class Engine:
                 continue
             last, rows = one
             if isinstance(rows, str):
+                self.backlog.prepared += 1
                 yield last, rows
                 continue
             adapter = last.task.adapter
             with self.gauges.prepare:
                 prepared = adapter.prepare([rows.batch.column(name) for name in last.task.texts])
             last.seconds["prepare"] += self.gauges.prepare.last
+            self.backlog.cost_in += int(prepared.costs.sum())
             yield last, Part(adapter, prepared, len(prepared.costs), shard=last, rows=rows)
 
     def _run(self, batch: Batch) -> Batch:
@@ -193,6 +222,7 @@ class Engine:
                 ahead.extend(window.ends)
                 with self.gauges.hand_out:
                     window = windows.next()
+                self.backlog.cost_out += windows.dropped()
                 if window is None:
                     window = Window.none()
                     break
@@ -218,6 +248,7 @@ class Engine:
                 chosen = window.take() if window else []
             elif window and window.adapter is chosen[0][0].adapter and cost < self.budget:
                 chosen = chosen + window.fill(self.budget - cost)
+            self.backlog.cost_out += cost_of([one for one in chosen if isinstance(one[0], Part)])
             return Batch(chosen, cost_of(chosen)) if chosen else None
 
     def _settle(self, ahead: deque[Future[Batch] | ShardInFlight]) -> Iterator[ShardInFlight]:

@@ -16,6 +16,7 @@ from .assignments import Assignment, Desk
 from .leases import Leases
 
 WAIT_S = 0.5  # for a message, before looking again whether something else is to be done
+ROOM_S = 0.02  # between two looks whether the engine has room; a batch takes longer
 PULL_BYTES = 1 << 20
 
 
@@ -30,17 +31,23 @@ class Feed:
         most: int,
         stopping: threading.Event,
         interrupted: Callable[[], bool],
+        has_room: Callable[[], bool],
     ) -> None:
-        """`most`: messages taken at once; `interrupted` says that the engine is wanted for something that runs alone."""
+        """`most`: messages taken at once; `interrupted` says that the engine is wanted for something that runs alone,
+        `has_room` that it should have another shard."""
         self.alone: deque[Assignment] = deque()
         self._queue, self._leases, self._desk, self._most = queue, leases, desk, most
-        self._stopping, self._interrupted = stopping, interrupted
+        self._stopping, self._interrupted, self._has_room = stopping, interrupted, has_room
         self._at_hand: deque[Lease] = deque()
         self._given: dict[Lease, Assignment] = {}
 
     def __iter__(self) -> Iterator[Assignment | None]:
         told = True  # that nothing is at hand
         while not self._over():
+            if not self._has_room():
+                # What is taken on too early, another worker that has nothing to do cannot take.
+                self._stopping.wait(ROOM_S)
+                continue
             if not self._at_hand:
                 self._pull()
             if self._at_hand:
@@ -69,10 +76,9 @@ class Feed:
         return self._stopping.is_set() or bool(self.alone) or self._interrupted()
 
     def _pull(self) -> None:
-        pulled = patiently(lambda: self._queue.pull(self._most, PULL_BYTES), self._stopping) or []
+        pulled = patiently(lambda: self._leases.pull(self._queue, self._most, PULL_BYTES), self._stopping) or []
         if pulled:
             failpoint("shards.leased")
-        self._leases.hold(self._queue, pulled)
         self._at_hand.extend(pulled)
 
     def _next(self) -> Assignment | None:

@@ -31,9 +31,8 @@ class Tables:
     def __init__(self, tell: Callable[[Sequence[Told]], None], interval_s: float) -> None:
         self._tell, self._interval_s = tell, interval_s
         self._given: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
-        self._left: list[
-            Entry
-        ] = []  # of tables whose store failed; their leases are kept, so that nobody does them again
+        # Of tables whose store failed; their leases are kept, so that nobody does them again.
+        self._left: list[Entry] = []
         self._thread = threading.Thread(target=self._commit_on, name="lading-into", daemon=True)
 
     def start(self) -> None:
@@ -41,6 +40,11 @@ class Tables:
 
     def give(self, group: Group) -> None:
         self._given.put(group)
+
+    def commit(self, group: Group) -> None:
+        """The same in the caller's thread, done on return unless the table's store fails."""
+        if self._commit(_entries(group)):
+            self.give(group)
 
     @property
     def behind(self) -> bool:

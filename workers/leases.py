@@ -11,6 +11,7 @@ from ..schedulers.queues import Lease, Queue
 
 log = logging.getLogger(__name__)
 
+CLOSE_S = 2.0
 RENEWALS = 4  # within one lease: three may fail
 
 
@@ -23,6 +24,8 @@ class Leases:
         self._held: dict[tuple[Queue, Lease], None] = {}
         self._beats = self._seen = 0
         self._loading = 0
+        self._pulling = threading.Lock()
+        self._closed = False
 
     def beat(self) -> None:
         """Something moved: rows were read, a batch ended, a shard was written."""
@@ -33,9 +36,22 @@ class Leases:
         with self._lock:
             self._loading += 1 if begins else -1
 
-    def hold(self, queue: Queue, leases: Iterable[Lease]) -> None:
-        with self._lock:
-            self._held.update(((queue, one), None) for one in leases)
+    def pull(self, queue: Queue, most: int, max_bytes: int) -> list[Lease]:
+        """Take messages and hold them; none once `close` was called. Raises BrokerError."""
+        with self._pulling:
+            if self._closed:
+                return []
+            pulled = queue.pull(most, max_bytes)
+            with self._lock:
+                self._held.update(((queue, one), None) for one in pulled)
+            return pulled
+
+    def close(self) -> None:
+        """Nothing is pulled after this, and what was is held: now it can be given back without leaving anything out."""
+        # A broker that does not answer holds the lock for its timeout; what it gave then runs out.
+        if self._pulling.acquire(timeout=CLOSE_S):
+            self._closed = True
+            self._pulling.release()
 
     def forget(self, queue: Queue, leases: Iterable[Lease]) -> None:
         """They are done with, or are to run out: not renewed any more."""

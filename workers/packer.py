@@ -24,6 +24,11 @@ class Packing:
     def __bool__(self) -> bool:
         return self._start < self._stop
 
+    @property
+    def cost(self) -> int:
+        """Of what is left."""
+        return self._spent(self._stop) - self._spent(self._start)
+
     def take(self) -> np.ndarray:
         """The next batch: int64 item indices, at most `budget` in cost and about as dear as those that follow.
 

@@ -49,9 +49,21 @@ def _worker(pool: str, number: int, device: str, verbose: bool) -> Program:
     kind, _, index = device.partition(":")
     shown = {"CUDA_VISIBLE_DEVICES": index} if index else {}
     level = "INFO" if verbose else "WARNING"
-    celery = ["-m", "celery", "-A", "lading.workers.app", "worker", "-n", f"{pool}-{number}@%h", "-l", level, *QUIET]
+    # As `celery -A lading.workers.app worker`, which would look for `lading` in the working directory first.
+    command = [
+        *PYTHON,
+        "-m",
+        "lading.workers.app",
+        "--quiet",
+        "worker",
+        "-n",
+        f"{pool}-{number}@%h",
+        "-l",
+        level,
+        *QUIET,
+    ]
     environment = {"LADING_POOL": pool, "LADING_DEVICE": kind, **shown}
-    return Program(f"worker {pool} on {device}", [*PYTHON, *celery], environment)
+    return Program(f"worker {pool} on {device}", command, environment)
 
 
 def _devices(wanted: str, kind: str) -> list[str]:

@@ -130,7 +130,7 @@ class RequestLane:
             self._leases.bury(self._queue, asked.lease, reason)
         elif (group := self._group([asked])) is not None:
             run(group)
-            self._answers.give(group)
+            self._answers.give_now(group)
 
     # -- the pulling thread
 
@@ -147,12 +147,11 @@ class RequestLane:
         if self._waiting > BUDGETS_AHEAD * self._budget or self._answers.behind:
             self._room.wait(WAIT_S)
             return
-        pulled = patiently(lambda: self._queue.pull(self._most, PULL_BYTES), self._stopping)
+        pulled = patiently(lambda: self._leases.pull(self._queue, self._most, PULL_BYTES), self._stopping)
         if not pulled:
             patiently(lambda: self._queue.wait(WAIT_S), self._stopping)
             return
         failpoint("requests.leased")
-        self._leases.hold(self._queue, pulled)
         together: dict[tuple[object, ...], list[Asked]] = {}
         for lease in pulled:
             if (asked := self._read(lease)) is None:

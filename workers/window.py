@@ -76,11 +76,17 @@ class Windows:
         self._cost = 0
         self._adapter: Adapter | None = None  # of the group's parts
         self._held: tuple[ShardInFlight, Part] | None = None  # begins the next window: another adapter's
+        self._dropped = 0
 
     @property
     def ended(self) -> bool:
         """Nothing is left and nothing more will come."""
         return self._prepared.ended and not self._group and self._held is None
+
+    def dropped(self) -> int:
+        """Cost of parts that will be in no batch, since this was asked last: their shard failed, or the work was stopped."""
+        dropped, self._dropped = self._dropped, 0
+        return dropped
 
     def next(self) -> Window | None:
         """The next window if it is whole by now, else None."""
@@ -97,6 +103,7 @@ class Windows:
                 continue
             shard, part = one
             if self._stop.is_set() and not shard.started:
+                self._dropped += 0 if isinstance(part, str) else int(part.prepared.costs.sum())
                 continue  # prepared ahead, not begun: left for the next run
             if isinstance(part, str):
                 shard.failure = part
@@ -114,7 +121,9 @@ class Windows:
 
     def _close(self) -> Window:
         """The whole group; once stopped, what belongs to shards that earlier windows began."""
-        group, self._group, self._cost, self._adapter = self._group, [], 0, None
+        group, self._group, cost, self._cost, self._adapter = self._group, [], self._cost, 0, None
         if self._stop.is_set():
             group = [one for one in group if (one if isinstance(one, ShardInFlight) else one.shard).started]
-        return Window.of(group, self._budget)
+        window = Window.of(group, self._budget)
+        self._dropped += cost - window.packing.cost
+        return window

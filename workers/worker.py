@@ -20,12 +20,12 @@ import numpy as np
 
 from .. import adapters
 from ..config import roots
-from ..config.errors import LadingError, ShardError, StopJob
+from ..config.errors import BrokerError, LadingError, ShardError, StopJob
 from ..config.failpoints import failpoint
 from ..config.settings import Settings
 from ..pipelines.registry import Registry
 from ..pipelines.strikes import step_of
-from ..pipelines.sweep import LEAD, Sweeper
+from ..pipelines.sweep import HUNGRY, LEAD, Sweeper
 from ..schedulers import pools
 from ..schedulers.connection import Broker
 from ..schedulers.outages import patiently
@@ -45,6 +45,9 @@ from .suspects import rows_between, without
 
 log = logging.getLogger(__name__)
 
+# Small ones: what a worker has gathered no other one can do, and the end of a job waits for the slowest.
+WINDOW_BATCHES = 4  # sorted together
+AHEAD_BATCHES = 2  # of each stream, prepared beyond that
 WRITING = 2  # shards that may wait to be written: a slow sink holds the device back rather than filling memory
 
 
@@ -63,7 +66,9 @@ class Worker:
         self.residents = Residents(device, settings.threads, pool.memory_bytes, loading=self.leases.loading)
         budget = pool.batch_tokens or settings.batch_tokens(device)
         streams = adapters.streams(device, settings.threads)
-        self.engine = Engine(streams, budget, settings.window(budget), self.stopping, on_batch=self.leases.beat)
+        window = settings.window_tokens or WINDOW_BATCHES * budget
+        ahead = window + AHEAD_BATCHES * budget * streams
+        self.engine = Engine(streams, budget, window, self.stopping, on_batch=self.leases.beat, ahead=ahead)
         self.answers = Answers(
             broker,
             self.requests,
@@ -87,7 +92,13 @@ class Worker:
         self.engine.requests = self.lane
         self.desk = Desk(self.shards, self.leases, registry, self.residents, self.name, self._living)
         self.feed = Feed(
-            self.shards, self.leases, self.desk, pool.pull_shards, self.stopping, lambda: bool(self.lane.alone)
+            self.shards,
+            self.leases,
+            self.desk,
+            pool.pull_shards,
+            self.stopping,
+            lambda: bool(self.lane.alone),
+            self.engine.has_room,
         )
         self.folds = Folds(self.desk, registry, broker, settings.fold_interval_s, self.leases.beat, self.stopping)
         self._ended = threading.Event()  # nothing is held any more
@@ -114,12 +125,11 @@ class Worker:
         self.lane.join(min(left, 1.0))
         self.answers.end(left)
         self.folds.end(left)
-        for one in self.feed.given():
-            one.give_up()
-        for opened in self.desk.jobs():
-            opened.give_up()
         self._ended.set()
         self._keep_thread.join(1.0)
+        self.leases.close()
+        for opened in [*self.desk.jobs(), *(one.of for one in self.feed.given())]:
+            opened.strikes.erase_all()
         for queue in (self.shards, self.requests):
             self.leases.release(queue, self.leases.held(queue))
         self._sweep_thread.join(max(left, 1.0))  # a pass that is cut off keeps others from sweeping for a minute
@@ -221,7 +231,7 @@ class Worker:
         for piece in pieces:
             if self.stopping.is_set():
                 return None
-            with one.noted(step_of(piece)):
+            with one.of.strikes.noted(*place, step_of(piece)):
                 for rows in rows_between(read, ordinals[piece[0]], ordinals[piece[1] - 1]):
                     prepared = adapter.prepare([rows.batch.column(name) for name in one.texts])
                     part = Part(adapter, prepared, len(prepared.costs), shard=shard, rows=rows)
@@ -257,16 +267,22 @@ class Worker:
         """What the scheduler does, as long as no scheduler (and no other worker) does it."""
         interval_s = self.settings.sweep_interval_s
         sweeper = Sweeper(self.broker, self.registry, pools.load(), lease_s=self.settings.lease_s)
-        while not self.stopping.wait(interval_s):
+        pause_s = interval_s
+        while not self.stopping.wait(pause_s):
             try:
-                patiently(lambda: sweeper.sweep(lead_s=LEAD * interval_s), self.stopping)
+                swept = patiently(lambda: sweeper.sweep(lead_s=LEAD * interval_s), self.stopping)
+                pause_s = interval_s / (HUNGRY if swept is not None and swept.hungry else 1)
             except (
                 LadingError
             ) as error:  # the registry's store is away, and may come back; a lead that nobody has is no harm
                 log.error("sweeping: %s", error)
 
     def _living(self) -> set[str]:
-        return self.broker.living(self.pool.name)
+        """Raises BrokerError: nobody is taken for dead because the broker could not be asked."""
+        living = patiently(lambda: self.broker.living(self.pool.name, self.settings.lease_s), self.stopping)
+        if living is None:
+            raise BrokerError(f"the broker at {self.broker.url} did not say who lives before this worker was stopped")
+        return living
 
 
 def _failed(one: Assignment, why: str) -> ShardInFlight:

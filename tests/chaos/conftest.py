@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.chaos.rig import Rig
+from tests.chaos.rig import TOLD, Rig, Tally
 from tests.crash import jobs
 from tests.redis_server import RedisServer
 from tests.zygote import Zygote
 
+SEED = int(os.environ.get("LADING_CHAOS_SEED", "0"))
 SHARDS = 24
 Rigs = Callable[..., Rig]
 
@@ -63,3 +65,15 @@ def rigs(zygote: Zygote, redis_server: RedisServer, tmp_path: Path) -> Iterator[
 @pytest.fixture(params=jobs.SINKS)
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was done, and what it cost."""
+    if not TOLD:
+        return
+    terminalreporter.section("chaos")
+    total = Tally()
+    for what, tally, more in TOLD:
+        terminalreporter.write_line(f"{what:<42} {tally}{more and '; '}{more}")
+        total.add(tally)
+    terminalreporter.write_line(f"{'in all':<42} {total}")

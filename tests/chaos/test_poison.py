@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lading.pipelines.manifest import Manifest
@@ -18,11 +17,11 @@ from lading.pipelines.report import rejects
 from lading.pipelines.spec import JobSpec, PolicySpec
 from lading.pipelines.steering import retry
 from tests.chaos.conftest import Rigs
+from tests.chaos.rig import Tally
 from tests.crash import jobs
 from tests.zygote import Zygote
 
 ROWS, KILLER = 1000, 617
-WORD = "seven"  # in the model's vocabulary or not: the hook looks at texts
 
 
 def write_rows(folder: Path, word: str) -> Path:
@@ -49,7 +48,6 @@ def test_a_row_that_kills_is_rejected_and_its_neighbours_are_there(
     spec = one_shard(corpus, tiny_encoder, f"lancedb://{rig.root}/out/docs")
     job = rig.submit(spec)
     rig.finish(job)
-    print("a row of 1,000 that kills:", rig.fleet.deaths.total(), "deaths,", rig.repeats(ROWS - 1), "rows repeated")
     (killed,) = rejects(spec.sink.to)
     assert (killed.id, killed.code) == (f"k{KILLER:04}", "killed")
     ours, theirs = jobs.outcome(spec.sink.to), jobs.outcome(whole.sink.to)
@@ -58,7 +56,8 @@ def test_a_row_that_kills_is_rejected_and_its_neighbours_are_there(
     np.testing.assert_allclose(ours.vectors, theirs.vectors[others], rtol=0, atol=1e-6)
     totals = Manifest.open(output_paths(spec.sink.to), job).totals()
     assert (totals.rows_in, totals.done, totals.rejected) == (ROWS, ROWS - 1, 1)
-    assert not pc.any(pc.equal(ours.table["id"], killed.id)).as_py()
+    tally = Tally(ROWS, 0, 0, rig.repeats(ROWS - 1), rig.fleet.deaths.total())
+    rig.tell("a row of 1,000 that kills", tally, "that one rejected")
     rig.check_quiet()
 
 
@@ -71,7 +70,7 @@ def test_a_request_that_kills_goes_to_the_dead_letters_and_its_neighbours_are_an
     killer = rig.ask(tiny_encoder, "this is poison")
     asked += [rig.ask(tiny_encoder, f"good {n}") for n in range(10, 20)]
     rig.until(lambda: rig.answer(killer) and all(map(rig.answer, asked)))
-    print("a request that kills:", rig.fleet.deaths.total(), "deaths")
+    rig.tell("a request that kills", Tally(faults=rig.fleet.deaths.total()), f"{len(asked)} neighbours answered")
     assert {rig.answer(id)["status"] for id in asked} == {"SUCCESS"}
     assert rig.answer(killer)["status"] == "FAILURE"
     assert "processes died" in rig.answer(killer)["result"]["exc_message"][0]
@@ -93,14 +92,15 @@ def test_a_model_that_kills_while_it_is_loaded_fails_the_shards_and_blames_no_ro
     job = rig.submit(spec)
     manifest = Manifest.open(output_paths(spec.sink.to), job)
     rig.until(lambda: manifest.totals().shards_failed == manifest.totals().shards)
-    print("a model that kills:", rig.fleet.deaths.total(), "deaths")
+    deaths = rig.fleet.deaths.total()
     totals = manifest.totals()
     assert "died while they loaded the model" in totals.failure
     assert (totals.done, totals.rejected) == (0, 0)
     deadly.unlink()
     retry(rig.queues, job)
     rig.finish(job)
-    rig.check_rows(spec, job, corpus, undisturbed(corpus))
+    tally = rig.check_rows(spec, job, corpus, undisturbed(corpus), faults=deaths)
+    rig.tell("a model that kills while it is loaded", tally, "then mended and retried")
     rig.check_quiet()
 
 
@@ -117,5 +117,5 @@ def test_a_worker_that_hangs_loses_its_leases_and_still_stops(
     job = rig.submit(spec)
     rig.finish(job)
     os.kill(int(hung.read_text()), signal.SIGCONT)  # it is there
-    rig.check_rows(spec, job, corpus, jobs.outcome(whole.sink.to))
+    rig.tell("a worker that hangs", rig.check_rows(spec, job, corpus, jobs.outcome(whole.sink.to), faults=1))
     rig.check_quiet()

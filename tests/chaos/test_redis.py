@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from tests.chaos.conftest import Rigs
+import pytest
+
+from tests.chaos.conftest import SEED, Rigs
 from tests.crash import jobs
 from tests.redis_server import RedisServer
 
@@ -14,7 +16,7 @@ def test_kills_of_redis_cost_nothing(
     own_redis: RedisServer, rigs: Rigs, corpus: Path, tiny_encoder: Path, undisturbed: jobs.Undisturbed
 ) -> None:
     """Killed and started again at five moments of a job, with what its log had: workers wait, reconnect and go on."""
-    whole, rig, choose = undisturbed(corpus), rigs(own_redis), random.Random(5)
+    whole, rig, choose = undisturbed(corpus), rigs(own_redis), random.Random(SEED)
     spec = jobs.encode(corpus, tiny_encoder, f"lancedb://{rig.root}/out/docs")
     job = rig.submit(spec)
     for shards in sorted(choose.sample(range(20), 5)):
@@ -24,7 +26,7 @@ def test_kills_of_redis_cost_nothing(
     rig.finish(job)
     tally = rig.check_rows(spec, job, corpus, whole, faults=5)
     tally.repeated = rig.repeats(whole.table.num_rows)
-    print("redis killed:", tally, f"{rig.sent} shards sent again")
+    rig.tell("kill -9 of Redis", tally, f"{rig.sent} shards sent by the sweep")
     rig.check_quiet()
 
 
@@ -42,10 +44,11 @@ def test_a_flushed_redis_forgets_no_row_and_no_strike(
     assert "runs alone" in rig.fleet.said()
     tally = rig.check_rows(spec, job, corpus, whole, faults=2)
     tally.repeated = rig.repeats(whole.table.num_rows)
-    print("flushed:", tally, f"{rig.sent} shards sent again")
+    rig.tell("FLUSHALL in mid-job", tally, f"{rig.sent} shards sent by the sweep")
     rig.check_quiet()
 
 
+@pytest.mark.parametrize("kind", ["lancedb", pytest.param("parquet", marks=pytest.mark.chaos)])
 def test_every_message_delivered_twice_counts_once(
     kind: str, rigs: Rigs, corpus: Path, tiny_encoder: Path, undisturbed: jobs.Undisturbed
 ) -> None:
@@ -59,5 +62,5 @@ def test_every_message_delivered_twice_counts_once(
     assert {rig.answer(id)["status"] for id in asked} == {"SUCCESS"}
     tally = rig.check_rows(spec, job, corpus, whole, faults=doubled)
     tally.repeated = rig.repeats(whole.table.num_rows + len(asked))
-    print("twice:", kind, tally)
+    rig.tell(f"{kind}: every message twice", tally)
     rig.check_quiet()

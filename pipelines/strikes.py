@@ -12,6 +12,7 @@ import dataclasses
 import logging
 import re
 import secrets
+import threading
 from collections import Counter
 from collections.abc import Callable, Generator
 
@@ -77,6 +78,8 @@ class Strikes:
         self._folder, self._living = folder, living
         self._who = who or secrets.token_hex(8)
         self._standing: set[str] = set()  # our notes, of all threads
+        self._leaving = threading.Lock()
+        self._ended = False
 
     def left_by_others(self, shard: int, generation: int) -> Struck:
         """What is there that is not ours: of the dead, or of others who are at it at this moment."""
@@ -86,8 +89,6 @@ class Strikes:
         """How many processes died while they loaded the model. Unlike a shard, many may load the same one: the living are left out."""
         notes = self._notes(_loading(recipe))
         living = self._living() if notes else set()
-        if self._who not in living:
-            return 0  # a broker that does not know us has forgotten everybody: that says nothing of the others
         return sum(who not in living for _, who in notes)
 
     @contextlib.contextmanager
@@ -111,14 +112,10 @@ class Strikes:
         self._delete(f"{_place(shard, generation)}/{step}.{self._who}")
 
     def erase_all(self) -> None:
-        """The process ends in good order, whatever it was doing."""
-        for name in list(self._standing):
-            self._delete(name)
-
-    def withdraw(self, shard: int, generation: int) -> None:
-        """In good order nothing is done any more with the shard: no note of ours stays."""
-        for name in list(self._standing):
-            if name.startswith(f"{_place(shard, generation)}/"):
+        """The process ends in good order, whatever it was doing; threads that are still at it leave no note any more."""
+        with self._leaving:
+            self._ended = True
+            for name in list(self._standing):
                 self._delete(name)
 
     def clear(self, shard: int, generation: int) -> None:
@@ -141,11 +138,14 @@ class Strikes:
 
     def _leave(self, name: str) -> None:
         name = f"{name}.{self._who}"
-        self._standing.add(name)
-        try:
-            self._folder.leave(name, b'{"version":1}')
-        except StopJob as error:
-            log.warning("a shard runs without its note: %s", error)
+        with self._leaving:
+            if self._ended:
+                return
+            self._standing.add(name)
+            try:
+                self._folder.leave(name, b'{"version":1}')
+            except StopJob as error:
+                log.warning("a shard runs without its note: %s", error)
 
     def _delete(self, name: str) -> None:
         for one in list(self._standing):

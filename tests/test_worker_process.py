@@ -279,12 +279,13 @@ def test_a_worker_stops_while_the_broker_is_away(
     for name, value in settings(own_redis.url, tmp_path, tiny_encoder).items():
         monkeypatch.setenv(name, value)
     broker = Broker.connect(own_redis.url)
-    celery = start("celery")
+    celery = start("celery", "-l", "INFO")
     celery.until(lambda: broker.workers("cpu"))
     own_redis.kill()
     celery.until(lambda: "cannot reach the broker" in celery.said())
     celery.send(signal.SIGTERM)
     assert celery.wait() == 0, celery.said()
+    assert "mingle" not in celery.said()  # it would die of an outage in that moment
 
 
 def test_up_runs_all_that_a_machine_needs(start: Start, broker: Broker, tmp_path: Path, tiny_encoder: Path) -> None:

@@ -53,6 +53,17 @@ for _name, _task in control.TASKS.items():
     app.task(name=_name)(_task)
 
 
+class Alone(app.Worker):  # pyright: ignore
+    """Celery's worker without what talks to other workers: it needs rights that an ACL should not give, and a broker that goes away
+    while it does ends the process."""
+
+    def prepare_args(self, **given: Any) -> dict[str, Any]:
+        return {**given, "without_gossip": True, "without_mingle": True, "without_heartbeat": True}
+
+
+app.Worker = Alone
+
+
 class Consume(bootsteps.StartStopStep):
     """Starts the batch consumer before Celery's own, and ends it when the process is told to stop: at once, and not only when
     Celery's thread has finished a control task. What remains for Celery is to wait for that."""

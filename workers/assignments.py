@@ -6,12 +6,10 @@ worker trusts.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 
 from ..adapters import Adapter
 from ..config.errors import BadMessage, BrokerError, LadingError, ModelError, ShardError, StopJob, UsageError
@@ -120,8 +118,6 @@ class Assignment:
     struck: Struck
     beat: Callable[[], None]
     _adapter: Adapter | None = None
-    _given_up: bool = False
-    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
     @property
     def place(self) -> tuple[int, int]:
@@ -140,7 +136,7 @@ class Assignment:
 
     def read(self) -> Iterator[Rows]:
         """The rows, noted while they are read."""
-        with self.noted(READING):
+        with self.of.strikes.noted(*self.place, READING):
             try:
                 for rows in self.of.job.read(self.work):
                     self.beat()
@@ -150,28 +146,13 @@ class Assignment:
 
     def begin(self) -> None:
         """The first of the rows goes to the device."""
-        self._note(BEGUN)
+        self.of.strikes.note(*self.place, BEGUN)
         failpoint("strike.noted")
 
-    @contextlib.contextmanager
-    def noted(self, step: str) -> Generator[None]:
-        """A note for as long as the block runs."""
-        self._note(step)
-        try:
-            yield
-        finally:
-            self.of.strikes.erase(*self.place, step)
-
     def give_up(self) -> None:
-        """In good order: nothing happened, and threads that are still at it leave no note any more."""
-        with self._lock:
-            self._given_up = True
-            self.of.strikes.withdraw(*self.place)
-
-    def _note(self, step: str) -> None:
-        with self._lock:
-            if not self._given_up:
-                self.of.strikes.note(*self.place, step)
+        """In good order: nothing happened."""
+        for step in (READING, BEGUN):
+            self.of.strikes.erase(*self.place, step)
 
 
 class Desk:

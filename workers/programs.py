@@ -16,7 +16,6 @@ from .supervise import Program
 
 # -P: in a checkout, our `adapters` must not be found before another package of that name.
 PYTHON = (sys.executable, "-P")
-QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
 
 def workers(pool: str, devices: str, *, processes: int = 1, verbose: bool = False) -> list[Program]:
@@ -60,7 +59,6 @@ def _worker(pool: str, number: int, device: str, verbose: bool) -> Program:
         f"{pool}-{number}@%h",
         "-l",
         level,
-        *QUIET,
     ]
     environment = {"LADING_POOL": pool, "LADING_DEVICE": kind, **shown}
     return Program(f"worker {pool} on {device}", command, environment)

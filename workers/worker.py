@@ -20,7 +20,7 @@ import numpy as np
 
 from .. import adapters
 from ..config import roots
-from ..config.errors import LadingError, ShardError, StopJob
+from ..config.errors import BrokerError, LadingError, ShardError, StopJob
 from ..config.failpoints import failpoint
 from ..config.settings import Settings
 from ..pipelines.registry import Registry
@@ -125,13 +125,11 @@ class Worker:
         self.lane.join(min(left, 1.0))
         self.answers.end(left)
         self.folds.end(left)
-        self.leases.close()
-        for one in self.feed.given():
-            one.give_up()
-        for opened in self.desk.jobs():
-            opened.strikes.erase_all()
         self._ended.set()
         self._keep_thread.join(1.0)
+        self.leases.close()
+        for opened in [*self.desk.jobs(), *(one.of for one in self.feed.given())]:
+            opened.strikes.erase_all()
         for queue in (self.shards, self.requests):
             self.leases.release(queue, self.leases.held(queue))
         self._sweep_thread.join(max(left, 1.0))  # a pass that is cut off keeps others from sweeping for a minute
@@ -233,7 +231,7 @@ class Worker:
         for piece in pieces:
             if self.stopping.is_set():
                 return None
-            with one.noted(step_of(piece)):
+            with one.of.strikes.noted(*place, step_of(piece)):
                 for rows in rows_between(read, ordinals[piece[0]], ordinals[piece[1] - 1]):
                     prepared = adapter.prepare([rows.batch.column(name) for name in one.texts])
                     part = Part(adapter, prepared, len(prepared.costs), shard=shard, rows=rows)
@@ -280,7 +278,11 @@ class Worker:
                 log.error("sweeping: %s", error)
 
     def _living(self) -> set[str]:
-        return patiently(lambda: self.broker.living(self.pool.name, self.settings.lease_s), self.stopping) or set()
+        """Raises BrokerError: nobody is taken for dead because the broker could not be asked."""
+        living = patiently(lambda: self.broker.living(self.pool.name, self.settings.lease_s), self.stopping)
+        if living is None:
+            raise BrokerError(f"the broker at {self.broker.url} did not say who lives before this worker was stopped")
+        return living
 
 
 def _failed(one: Assignment, why: str) -> ShardInFlight:

@@ -55,17 +55,22 @@ class Fleet:
     def tend(self) -> None:
         """See who died, and start others in their place."""
         for worker in list(self.workers):
-            code = worker.child.poll()
-            if code is not None:
-                self.workers.remove(worker)
-                assert code == KILLED, f"a worker ended by itself with {code}:\n{worker.child.log()}"
-                self.deaths[worker.point.partition("=")[0] if not worker.killed else ""] += 1
+            self._reap(worker)
         while len(self.workers) < self.size:
             self.start(self.points.popleft() if self.points else "")
 
     def alive(self) -> list[Worker]:
         """Those that the test did not kill."""
         return [worker for worker in self.workers if not worker.killed]
+
+    def _reap(self, worker: Worker) -> bool:
+        """Whether it has died; then it is counted."""
+        code = worker.child.poll()
+        if code is None:
+            return False
+        self.bury(worker)
+        assert code == KILLED, f"a worker ended by itself with {code}:\n{worker.child.log()}"
+        return True
 
     def kill(self, worker: Worker) -> None:
         """SIGKILL from outside; the next `tend` starts another."""
@@ -88,8 +93,9 @@ class Fleet:
 
     def stop(self) -> None:
         """All of them, in good order."""
+        for worker in list(self.workers):
+            until(lambda worker=worker: self._reap(worker) or (worker.ready() and not worker.killed), worker.child.log)
         for worker in self.workers:
-            until(worker.ready, worker.child.log)
             worker.child.terminate()
         while self.workers:
             worker = self.workers.pop()

@@ -1,6 +1,6 @@
 """What the queue costs and what it gives: small requests, latency, and corpus jobs through Redis.
 
-    python benchmarks/queueing.py [--part cost|throughput|latency|job|scaling] [--model tiny|minilm] [--quick] [--json]
+    python benchmarks/queueing.py [--part cost|throughput|latency|job|scaling] [--model tiny|minilm] [--rounds N] [--quick] [--json]
 
 A private Redis server is started. Workers are real worker processes. The clients are one process that keeps 64 requests
 under way (each answered one is followed by the next), so that what is measured is the worker and not 64 interpreters.
@@ -151,15 +151,14 @@ def closed_loop(
     return elapsed, taken
 
 
-def cost(report: Report, server: RedisServer, scratch: Path, model: Path, quick: bool) -> None:
+def cost(report: Report, server: RedisServer, scratch: Path, model: Path, quick: bool, rounds: int) -> None:
     """CPU microseconds of the worker's process per request, what tokenising and the forward pass take left out."""
     report.title(f"cost of a request in the worker, {model.name}, one thread, {CLIENTS * 4} under way")
     count = 2_000 if quick else 20_000
     messages = requests(model, count)
     with a_worker("lading", server, scratch, model, threads="1") as told:
         closed_loop(server, REQUESTS, requests(model, 200), CLIENTS)
-        subprocess.run(["true"], check=True)
-        redis.Redis(port=server.port).set("benchmark.reset", 1)
+            redis.Redis(port=server.port).set("benchmark.reset", 1)
         before = server.cpu_seconds()
         elapsed, _ = closed_loop(server, REQUESTS, messages, CLIENTS * 4)
         broker = server.cpu_seconds() - before
@@ -173,10 +172,10 @@ def cost(report: Report, server: RedisServer, scratch: Path, model: Path, quick:
     report.line("requests per batch", found["requests"] / max(found["batches"], 1), "requests")
 
 
-def throughput(report: Report, server: RedisServer, scratch: Path, model: Path, quick: bool) -> None:
+def throughput(report: Report, server: RedisServer, scratch: Path, model: Path, quick: bool, rounds: int) -> None:
     """64 clients: coalesced, one forward pass per request, and stock Celery; interleaved, medians."""
     report.title(f"requests/s with {CLIENTS} clients of 1 to 8 short texts, {model.name}")
-    rounds, count = (1, 500) if quick else (3, 3_000)
+    count = 500 if quick else 3_000
     kinds = {"lading": REQUESTS, "one forward per request": REQUESTS, "stock Celery": "stock"}
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}
     fills: list[float] = []
@@ -198,7 +197,7 @@ def throughput(report: Report, server: RedisServer, scratch: Path, model: Path, 
     report.line("fill of the batches", statistics.median(fills) * 100, "%")
 
 
-def latency(report: Report, server: RedisServer, scratch: Path, model: Path, quick: bool) -> None:
+def latency(report: Report, server: RedisServer, scratch: Path, model: Path, quick: bool, rounds: int) -> None:
     """One client, one short text at a time: idle, and while a corpus job keeps the pool busy."""
     report.title(f"latency of a request, {model.name}")
     count = 50 if quick else 300
@@ -281,7 +280,7 @@ def queued_seconds(scratch: Path, model: Path, rows: int, shard_rows: int) -> fl
     return time.perf_counter() - began
 
 
-def job_overhead(report: Report, server: RedisServer, scratch: Path, model: Path, quick: bool) -> None:
+def job_overhead(report: Report, server: RedisServer, scratch: Path, model: Path, quick: bool, rounds: int) -> None:
     """The same job by a local run and through the queue, one thread each, interleaved; loading left out of both."""
     from lading.pipelines.job import draft
     from lading.workers.run import run
@@ -291,7 +290,7 @@ def job_overhead(report: Report, server: RedisServer, scratch: Path, model: Path
     local: list[float] = []
     queued: list[float] = []
     corpus(scratch, rows)
-    for _ in range(1 if quick else 3):
+    for _ in range(rounds):
         drafted = draft(spec(scratch, model, f"lancedb://{scratch}/{uuid.uuid4().hex}/docs", rows))
         began = time.perf_counter()
         summary = run(drafted, device="cpu", threads=1)
@@ -305,14 +304,14 @@ def job_overhead(report: Report, server: RedisServer, scratch: Path, model: Path
     report.line("overhead of the queue", overhead * 100, "%", 5.0)
 
 
-def scaling(report: Report, server: RedisServer, scratch: Path, model: Path, quick: bool) -> None:
+def scaling(report: Report, server: RedisServer, scratch: Path, model: Path, quick: bool, rounds: int) -> None:
     """One worker and two, one thread each, on the same job; and what 8 workers spend folding tiny shards."""
     rows = 600 if quick else 3_500
     report.title(f"workers, one thread each, {rows} texts, {model.name}")
     taken: dict[int, list[float]] = {1: [], 2: []}
     broker_share: list[float] = []
     corpus(scratch, rows)
-    for _ in range(1 if quick else 3):
+    for _ in range(rounds):
         for count in taken:
             workers = [WorkerProcess("lading", server, scratch, model, threads="1") for _ in range(count)]
             closed_loop(server, REQUESTS, requests(model, 40), 8)
@@ -334,6 +333,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--part", action="append", choices=PARTS, help="which; repeat it (default: all)")
     parser.add_argument("--model", choices=("tiny", "minilm"), default="minilm")
+    parser.add_argument("--rounds", type=int, default=3, help="of interleaved measurements, whose medians are shown (default: 3)")
     parser.add_argument("--quick", action="store_true", help="a short form, to see that it works")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
@@ -351,7 +351,7 @@ def main() -> None:
         try:
             model = model_folder(given.model, scratch)
             for part in given.part or PARTS:
-                PARTS[part](report, server, scratch, model, given.quick)
+                PARTS[part](report, server, scratch, model, given.quick, 1 if given.quick else given.rounds)
         finally:
             server.close()
 

@@ -158,7 +158,7 @@ def cost(report: Report, server: RedisServer, scratch: Path, model: Path, quick:
     messages = requests(model, count)
     with a_worker("lading", server, scratch, model, threads="1") as told:
         closed_loop(server, REQUESTS, requests(model, 200), CLIENTS)
-            redis.Redis(port=server.port).set("benchmark.reset", 1)
+        redis.Redis(port=server.port).set("benchmark.reset", 1)
         before = server.cpu_seconds()
         elapsed, _ = closed_loop(server, REQUESTS, messages, CLIENTS * 4)
         broker = server.cpu_seconds() - before
@@ -333,7 +333,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--part", action="append", choices=PARTS, help="which; repeat it (default: all)")
     parser.add_argument("--model", choices=("tiny", "minilm"), default="minilm")
-    parser.add_argument("--rounds", type=int, default=3, help="of interleaved measurements, whose medians are shown (default: 3)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="of interleaved measurements, whose medians are shown (default: 3)"
+    )
     parser.add_argument("--quick", action="store_true", help="a short form, to see that it works")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()

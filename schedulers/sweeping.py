@@ -12,7 +12,7 @@ from .connection import Broker
 from .outages import translated
 
 TURN = "lading.sweep"
-TURN_S = 60  # longer than a pass: an expiry frees the turn of a process that died
+TURN_S = 10  # longer than nearly every pass: an expiry frees the turn of a process that died in one
 LAST = "lading.swept"
 TOTAL_S = 600  # a total that nobody has renewed for so long is not shown any more
 

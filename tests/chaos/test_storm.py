@@ -126,7 +126,9 @@ def test_a_storm_loses_and_doubles_nothing(
 ) -> None:
     """Kills at points and at random, freezes, stops, a broker that dies, forgets and repeats: every job as if undisturbed."""
     corpus = jobs.write_corpus(tmp_path / "long", shards=60, seed=SEED)
-    whole, rig = undisturbed(corpus), rigs(own_redis, workers=5)
+    # Here the workers sweep as well.
+    rig = rigs(own_redis, workers=5, environment={"LADING_SWEEP_INTERVAL_S": "0.5"})
+    whole = undisturbed(corpus)
     storm, tally, done = Storm(rig, random.Random(f"{SEED}{kind}")), Tally(), 0
     while storm.faults < FAULTS:
         spec = jobs.encode(corpus, tiny_encoder, f"{kind}://{rig.root}/out/{done}")

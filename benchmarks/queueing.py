@@ -270,12 +270,16 @@ def until(claim: Any) -> None:
 def queued_seconds(scratch: Path, model: Path, rows: int, shard_rows: int) -> float:
     """From the submission of a job to its end, with warm workers."""
     from lading.config.settings import load
+    from lading.pipelines.job import draft
     from lading.pipelines.registry import Registry
+    from lading.pipelines.submit import Queues
+    from lading.pipelines.submit import submit as submit_job
 
     registry = Registry(load().jobs)
     to = f"lancedb://{scratch}/{uuid.uuid4().hex}/docs"
+    drafted = draft(spec(scratch, model, to, rows, shard_rows))  # checked and planned, as for a local run
     began = time.perf_counter()
-    job = submit(scratch, model, to, rows, shard_rows)
+    job = submit_job(drafted, Queues.of(load())).job
     until(lambda: not registry.is_open(job))
     return time.perf_counter() - began
 

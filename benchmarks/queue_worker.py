@@ -53,7 +53,9 @@ def product(folder: Path, report: Path, most: int | None) -> None:
 
     from lading.pipelines.registry import Registry
     from lading.schedulers import pools
+    from lading.schedulers.bodies import RequestOptions
     from lading.schedulers.connection import Broker
+    from lading.workers.models import RequestedModels
     from lading.workers.worker import Worker
 
     settings = load_settings()
@@ -87,6 +89,8 @@ def product(folder: Path, report: Path, most: int | None) -> None:
     worker.answers.tell = told  # type: ignore[method-assign]
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    # Every worker has the model before the clock runs: which one would take the first request is chance.
+    RequestedModels(worker.residents, ["/"], pool.precisions)("encode", str(folder), RequestOptions())
     worker.start()
     print("ready", flush=True)
     stop.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 
 import numpy as np
@@ -126,6 +127,33 @@ def test_a_request_is_served_while_no_shard_is_there() -> None:
     end.set()
     thread.join(60)
     assert not thread.is_alive()
+
+
+class Bell(threading.Event):
+    """Counts the turns of the engine's loop, each of which begins with silence."""
+
+    turns = 0
+
+    def clear(self) -> None:
+        self.turns += 1
+        super().clear()
+
+
+def test_the_engine_waits_and_does_not_spin_while_a_batch_runs() -> None:
+    """A shard that has ended waits behind its last batch: until that is done the loop sleeps, and leaves the core to others."""
+    turned: list[int] = []
+
+    class Slow(Lengths):
+        def run(self, parts):
+            before = bell.turns
+            time.sleep(0.3)  # long beside a turn, of which some microseconds would make thousands
+            turned.append(bell.turns - before)
+            return super().run(parts)
+
+    adapter, bell = Slow(), Bell()
+    running = Engine(1, 16, 64, threading.Event(), bell=bell)
+    list(running.shards(shards_of(adapter, 3, ["a b"])))
+    assert max(turned) < 20
 
 
 def test_many_parts_without_cost_end_a_window_too() -> None:

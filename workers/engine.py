@@ -236,7 +236,9 @@ class Engine:
                 ahead.append(running)
             elif not ahead and windows.ended:
                 return
-            elif under_way == len(ahead):  # nothing to give back
+            elif not ahead or isinstance(
+                ahead[0], Future
+            ):  # nothing to give back: shards that ended wait behind their batches
                 self.bell.wait()
 
     def _form(self, window: Window) -> Batch | None:

@@ -37,9 +37,8 @@ class OpenJob:
     """A job that this worker has messages of."""
 
     job: Job  # for the thread that writes
-    folding: (
-        Job  # the same, for the thread that folds: a sink remembers what it saw of its table, each in its own order
-    )
+    # The same, for the thread that folds: a sink remembers what it saw of its table, each in its own order.
+    folding: Job
     strikes: Strikes
     residents: Residents
     looked: float = 0.0  # at its entry, by this machine's clock
@@ -181,21 +180,22 @@ class Desk:
     def accept(self, lease: Lease) -> Assignment | None:
         """What the message asks for, or None where nothing is to be done for it any more; then the lease is settled."""
         try:
-            pointer = decode(lease.raw).body
-            if not isinstance(pointer, ShardPointer):
-                raise BadMessage("a request, in the queue of shards")
+            pointer = _pointer(lease)
+        except BadMessage as error:
+            self.leases.bury(self.queue, lease, str(error))
+            return None
+        try:
             opened = self._job(pointer)
-            if opened.paused:
-                self.leases.done(self.queue, [lease])
-                return None
-            return self._assignment(lease, opened, pointer)
+            if not opened.paused:
+                return self._assignment(lease, opened, pointer)
+            self.leases.done(self.queue, [lease])
         except (BadMessage, UnknownJob) as error:
             self.leases.bury(self.queue, lease, str(error))
         except Exception as error:
             # Not the message's fault, and perhaps not for long. It is dropped, and whoever sweeps sends the shard again, ever more
             # rarely: kept, it would take room in the queue from other jobs. A damaged file may raise anything.
             why = str(error) if isinstance(error, LadingError) else f"{type(error).__name__}: {error}"
-            log.error("job %s: %s", pointer.job if isinstance(pointer, ShardPointer) else "", why)  # pyright: ignore
+            log.error("job %s: %s", pointer.job, why)
             self.leases.done(self.queue, [lease])
         return None
 
@@ -224,3 +224,11 @@ class Desk:
             return None
         struck = opened.strikes.left_by_others(pointer.shard, pointer.generation)
         return Assignment(lease, opened, work, struck, self.leases.beat)
+
+
+def _pointer(lease: Lease) -> ShardPointer:
+    """Raises BadMessage."""
+    pointer = decode(lease.raw).body
+    if not isinstance(pointer, ShardPointer):
+        raise BadMessage("a request, in the queue of shards")
+    return pointer

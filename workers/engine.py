@@ -244,14 +244,16 @@ class Engine:
     def _form(self, window: Window) -> Batch | None:
         """The batch to run next: requests first, topped up with rows of shards, unless shards are owed their share."""
         with self.gauges.hand_out:
-            chosen = [] if window and self.shares.owed > 0 else self.requests.take(self.budget)
-            cost = cost_of(chosen)
-            if not chosen:
-                chosen = window.take() if window else []
-            elif window and window.adapter is chosen[0][0].adapter and cost < self.budget:
-                chosen = chosen + window.fill(self.budget - cost)
-            self.backlog.cost_out += cost_of([one for one in chosen if isinstance(one[0], Part)])
-            return Batch(chosen, cost_of(chosen)) if chosen else None
+            asked = [] if window and self.shares.owed > 0 else self.requests.take(self.budget)
+            cost = cost_of(asked)
+            rows: list[Chosen] = []
+            if not asked:
+                rows = window.take() if window else []
+            elif window and window.adapter is asked[0][0].adapter and cost < self.budget:
+                rows = window.fill(self.budget - cost)
+            of_rows = cost_of(rows)
+            self.backlog.cost_out += of_rows
+            return Batch(asked + rows, cost + of_rows) if asked or rows else None
 
     def _settle(self, ahead: deque[Future[Batch] | ShardInFlight]) -> Iterator[ShardInFlight]:
         """Hand out, in order, the batches that have ended; give back the shards that this completes."""

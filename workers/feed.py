@@ -17,7 +17,6 @@ from .leases import Leases
 
 WAIT_S = 0.5  # for a message, before looking again whether something else is to be done
 ROOM_S = 0.02  # between two looks whether the engine has room; a batch takes longer
-PULL_BYTES = 1 << 20
 
 
 class Feed:
@@ -76,7 +75,7 @@ class Feed:
         return self._stopping.is_set() or bool(self.alone) or self._interrupted()
 
     def _pull(self) -> None:
-        pulled = patiently(lambda: self._leases.pull(self._queue, self._most, PULL_BYTES), self._stopping) or []
+        pulled = patiently(lambda: self._leases.pull(self._queue, self._most), self._stopping) or []
         if pulled:
             failpoint("shards.leased")
         self._at_hand.extend(pulled)

@@ -41,10 +41,9 @@ class Folds:
         broker: Broker,
         interval_s: float,
         beat: Callable[[], None],
-        stopping: threading.Event,
     ) -> None:
         self._desk, self._registry, self._broker = desk, registry, broker
-        self._interval_s, self._beat, self._stopping = interval_s, beat, stopping
+        self._interval_s, self._beat = interval_s, beat
         self._lock = threading.Lock()
         self._waiting: dict[str, OpenJob] = {}  # of which this process published shards since its last fold
         self._faults: dict[str, _Fault] = {}

@@ -11,6 +11,7 @@ from ..schedulers.queues import Lease, Queue
 
 log = logging.getLogger(__name__)
 
+PULL_BYTES = 1 << 20  # of messages taken in one step, during which the broker does nothing else
 CLOSE_S = 2.0
 RENEWALS = 4  # within one lease: three may fail
 
@@ -36,12 +37,12 @@ class Leases:
         with self._lock:
             self._loading += 1 if begins else -1
 
-    def pull(self, queue: Queue, most: int, max_bytes: int) -> list[Lease]:
+    def pull(self, queue: Queue, most: int) -> list[Lease]:
         """Take messages and hold them; none once `close` was called. Raises BrokerError."""
         with self._pulling:
             if self._closed:
                 return []
-            pulled = queue.pull(most, max_bytes)
+            pulled = queue.pull(most, PULL_BYTES)
             with self._lock:
                 self._held.update(((queue, one), None) for one in pulled)
             return pulled

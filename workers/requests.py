@@ -33,7 +33,6 @@ from .parts import Chosen, Items, cost_of
 log = logging.getLogger(__name__)
 
 WAIT_S = 0.5  # for a message, before looking again whether to stop
-PULL_BYTES = 1 << 20
 DEATHS = 3  # of processes that ran a request alone, then it goes to the dead letters
 BUDGETS_AHEAD = 4  # batches' worth of prepared requests; what is beyond stays in the queue, for other workers
 
@@ -100,7 +99,7 @@ class RequestLane:
                 if not len(items):
                     break
                 chosen.append((group, items))
-                room = budget - cost_of(chosen)
+                room -= cost_of(chosen[-1:])
                 if not group.packing:
                     line.groups.popleft()
             cost = budget - room
@@ -147,7 +146,7 @@ class RequestLane:
         if self._waiting > BUDGETS_AHEAD * self._budget or self._answers.behind:
             self._room.wait(WAIT_S)
             return
-        pulled = patiently(lambda: self._leases.pull(self._queue, self._most, PULL_BYTES), self._stopping)
+        pulled = patiently(lambda: self._leases.pull(self._queue, self._most), self._stopping)
         if not pulled:
             patiently(lambda: self._queue.wait(WAIT_S), self._stopping)
             return

@@ -58,8 +58,8 @@ class Worker:
         self.pool, self.settings, self.broker, self.registry = pool, settings, broker, registry
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}".replace(".", "-")
         self.stopping = threading.Event()
-        self.shards = broker.queue(f"lading.{pool.name}.shards")
-        self.requests = broker.queue(f"lading.{pool.name}.requests")
+        self.shards = broker.queue(pool.shards)
+        self.requests = broker.queue(pool.requests)
         self.leases = Leases(settings.lease_s)
         device = device or pool.device
         adapters.check_device(device)
@@ -100,7 +100,7 @@ class Worker:
             lambda: bool(self.lane.alone),
             self.engine.has_room,
         )
-        self.folds = Folds(self.desk, registry, broker, settings.fold_interval_s, self.leases.beat, self.stopping)
+        self.folds = Folds(self.desk, registry, broker, settings.fold_interval_s, self.leases.beat)
         self._ended = threading.Event()  # nothing is held any more
         self._work_thread = threading.Thread(target=self._work, name="lading-work", daemon=True)
         self._keep_thread = threading.Thread(target=self._keep, name="lading-leases", daemon=True)
@@ -132,7 +132,9 @@ class Worker:
             opened.strikes.erase_all()
         for queue in (self.shards, self.requests):
             self.leases.release(queue, self.leases.held(queue))
-        self._sweep_thread.join(max(left, 1.0))  # a pass that is cut off keeps others from sweeping for a minute
+        self._sweep_thread.join(
+            max(left, 1.0)
+        )  # a pass that is cut off keeps others from sweeping until its turn has run out
         with contextlib.suppress(LadingError):  # it is forgotten by itself
             self.broker.gone(self.pool.name, self.name)
 
@@ -272,9 +274,8 @@ class Worker:
             try:
                 swept = patiently(lambda: sweeper.sweep(lead_s=LEAD * interval_s), self.stopping)
                 pause_s = interval_s / (HUNGRY if swept is not None and swept.hungry else 1)
-            except (
-                LadingError
-            ) as error:  # the registry's store is away, and may come back; a lead that nobody has is no harm
+            except LadingError as error:
+                # The registry's store is away, and may come back; a lead that nobody has is no harm.
                 log.error("sweeping: %s", error)
 
     def _living(self) -> set[str]:

@@ -13,7 +13,7 @@ __all__ = ["Adapter", "Outputs", "Prepared", "check_device", "load", "streams"]
 
 # Task of a recipe -> module and class. Imported when asked for, so that importing this package needs no torch.
 ADAPTERS = {
-    "encode": ("dense", "DenseEncoder"),
+    "encode": ("encode", "Encoder"),
     "score": ("score", "CrossEncoder"),
     "extract": ("extract", "TokenClassifier"),
 }

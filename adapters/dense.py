@@ -8,23 +8,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
-import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from ..config.errors import ModelError
 from ..config.modules import DENSE_ACTIVATIONS
-from ..config.outputs import result_fields
+from ..config.outputs import vector_field
 from ..config.recipe import Recipe
-from .contract import Outputs, Prepared
-from .packed import PackedModel, gather
-from .tokens import Ragged, TextTokenizer, encode_chunks, encode_rows
+from .heads import Columns
+from .packed import Batch
 
 # -- pooling: hidden states of packed texts, float32 (tokens, width) -> (texts, width)
 
@@ -151,57 +150,39 @@ STORE: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]] =
 }
 
 
-def store(vectors: np.ndarray, fields: list[pa.Field], vector_type: str) -> Outputs:
-    """Arrow columns for float32 vectors (items, dims). Items that are not finite are `bad` and stored as zeros."""
+def store(vectors: np.ndarray, vector_type: str) -> Columns:
+    """Arrow columns for float32 vectors (items, dims). Items that are not finite are bad, and stored as zeros."""
     finite = np.asarray(np.isfinite(vectors).all(axis=1))
     if vector_type == "float16":
         finite &= np.abs(np.nan_to_num(vectors, nan=0.0)).max(axis=1, initial=0.0) <= np.finfo(np.float16).max
     if not finite.all():
         vectors = np.where(finite[:, None], vectors, np.float32(0))
     stored, scale = STORE[vector_type](vectors)
-    values = pa.array(np.ascontiguousarray(stored).reshape(-1), fields[0].type.value_type)
-    columns: list[pa.Array] = [pa.FixedSizeListArray.from_arrays(values, type=fields[0].type)]
+    kind = vector_field("", vectors.shape[1], vector_type).type
+    values = pa.array(np.ascontiguousarray(stored).reshape(-1), kind.value_type)
+    columns: list[pa.Array] = [pa.FixedSizeListArray.from_arrays(values, type=kind)]
     if scale is not None:
         columns.append(pa.array(scale, pa.float32()))
-    batch = pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
     bad = {int(item): "the vector has NaN, infinite or overflowing values" for item in np.flatnonzero(~finite)}
-    return Outputs(batch, bad)
+    return columns, bad
 
 
-class DenseEncoder:
-    """Texts to one vector each. Cost: tokens."""
+class DenseHead:
+    """Hidden states to one vector a text."""
 
-    inputs = 1
-
-    def __init__(self, recipe: Recipe, folder: Path, *, device: str = "auto", threads: int = 0) -> None:
-        """Raises ModelError if the checkpoint and the recipe do not fit together."""
+    def __init__(self, recipe: Recipe, folder: Path, device: torch.device, skip: int) -> None:
+        """`skip`: tokens of the prompt that are not pooled. Raises ModelError if checkpoint and recipe do not fit together."""
         if recipe.pooling not in POOLING:
             raise ModelError(f"pooling {recipe.pooling!r} is not one of {', '.join(sorted(POOLING))}")
         if recipe.vector_type == "binary" and recipe.dims % 8:
             raise ModelError(f"binary vectors need dims divisible by 8, not {recipe.dims}")
-        self.recipe = recipe
-        self.fields = result_fields(recipe)
-        self.tokenizer = TextTokenizer(folder, recipe)
-        self.packed = PackedModel(recipe, folder, transformers.AutoModel, device=device, threads=threads)
-        self.projections = [Projection(folder / name).to(self.packed.device) for name in recipe.modules]
-        self.skip = 0 if recipe.include_prompt else self.tokenizer.prompt_tokens
-        self.kernel = self.packed.kernel
-        self.device, self.streams = str(self.packed.device), self.packed.streams
+        self.recipe, self.skip = recipe, skip
+        self.projections = [Projection(folder / name).to(device) for name in recipe.modules]
 
-    def prepare(self, columns: list[pa.Array]) -> Prepared:
-        """See `Adapter.prepare`."""
-        if self.recipe.long_text == "chunk":
-            return encode_chunks(self.tokenizer, columns[0])
-        encoded = encode_rows(self.tokenizer, columns)
-        return encoded.prepared(Ragged.of(encoded.encodings))
-
-    @torch.inference_mode()
-    def run(self, parts: list[tuple[Prepared, np.ndarray]]) -> Outputs:
-        """See `Adapter.run`."""
-        batch = gather(parts, self.packed.device)
-        hidden = self.packed.forward(batch).last_hidden_state[0]
-        lengths = batch.segments.lengths.to(hidden.device)
-        vectors = pool(hidden, lengths, self.recipe.pooling, self.skip)
+    def __call__(self, output: Any, batch: Batch) -> Columns:
+        """See `Head`."""
+        hidden = output.last_hidden_state[0]
+        vectors = pool(hidden, batch.segments.lengths.to(hidden.device), self.recipe.pooling, self.skip)
         for project in self.projections:
             vectors = project(vectors)
         vectors = vectors[:, : self.recipe.dims]
@@ -209,4 +190,4 @@ class DenseEncoder:
             vectors = F.normalize(vectors, dim=1)
         asked = np.empty((len(batch.order), vectors.shape[1]), np.float32)
         asked[batch.order] = vectors.cpu().numpy()
-        return store(asked, self.fields, self.recipe.vector_type)
+        return store(asked, self.recipe.vector_type)

@@ -10,15 +10,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from . import encoders, extractors, scorers
 from .content import check_safe, content_hash, integer_at, read_json, text_at
-from .errors import ModelError, nearest
-from .hub import Checkpoint, locate, saved_prompts
-from .modules import Module, read_modules, read_pooling
+from .errors import ModelError
+from .hub import Checkpoint, locate
+from .modules import read_modules
 from .recipe import Recipe
+from .wishes import Opened, Wishes
 
 __all__ = ["POSITIONS_AFTER_PADDING", "Checkpoint", "locate", "resolve"]
 
-_SENTENCE_TRANSFORMERS = "config_sentence_transformers.json"
 # Names of the settings file of a Transformer module, newest first, as releases of sentence-transformers wrote them.
 _TRANSFORMER_CONFIGS = [
     f"sentence_{kind}_config.json"
@@ -40,105 +41,40 @@ POSITIONS_AFTER_PADDING = frozenset({
     "xlm-roberta", "xlm-roberta-xl", "xmod",
 })
 # fmt: on
-_ACTIVATIONS = {"Identity": "identity", "Sigmoid": "sigmoid"}
-_HEADS = {"score": "ForSequenceClassification", "extract": "ForTokenClassification"}
-_VERB_OF_HEAD = {head: verb for verb, head in _HEADS.items()}
 
 
-def resolve(
-    checkpoint: Checkpoint,
-    *,
-    task: str,
-    max_tokens: int = 0,
-    precision: str = "float32",
-    dims: int = 0,
-    vector_type: str = "float32",
-    prompt: str = "document",
-    prompt_text: str = "",
-    activation: str = "",
-    long_text: str = "truncate",
-    chunk_tokens: int = 0,
-    chunk_overlap: int = 0,
-) -> Recipe:
-    """The recipe of `task` (encode, score, extract) with this checkpoint; the other arguments are a StepSpec's and PolicySpec's.
+_SETTLE = {"encode": encoders.settle, "score": scorers.settle, "extract": extractors.settle}
+
+
+def resolve(checkpoint: Checkpoint, *, task: str, **wishes: Any) -> Recipe:
+    """The recipe of `task` (encode, score, extract) with this checkpoint; the other arguments are the fields of `Wishes`.
 
     Raises ModelError: unsafe or incomplete files, a model of another kind, or a wish that the checkpoint cannot fulfil.
     """
-    folder = checkpoint.folder
+    wish, folder = Wishes(**wishes), checkpoint.folder
     check_safe(folder)
-    config = read_json(folder / "config.json")
-    modules = read_modules(folder)
-    _check_kind(folder, config, modules, task)
+    opened = Opened(checkpoint, read_json(folder / "config.json"), read_modules(folder))
     transformer = _transformer_config(folder)
-    limit = _max_tokens(folder, config, transformer, max_tokens)
-    if chunk_tokens > limit:
-        raise ModelError(f"chunk_tokens {chunk_tokens} is above the {limit} tokens that {checkpoint.name} takes")
-    if long_text == "chunk" and chunk_overlap > (chunk_tokens or limit) // 2:
-        raise ModelError(f"chunk_overlap {chunk_overlap} is more than half of a chunk's {chunk_tokens or limit} tokens")
+    limit = _max_tokens(folder, opened.config, transformer, wish.max_tokens)
+    if wish.chunk_tokens > limit:
+        raise ModelError(f"chunk_tokens {wish.chunk_tokens} is above the {limit} tokens that {checkpoint.name} takes")
+    chunk = wish.chunk_tokens or limit
+    if wish.long_text == "chunk" and wish.chunk_overlap > chunk // 2:
+        raise ModelError(f"chunk_overlap {wish.chunk_overlap} is more than half of a chunk's {chunk} tokens")
     recipe = Recipe(
         task=task,
-        content=content_hash(folder, [module.path for module in modules if module.path]),
-        architecture=text_at(config, "model_type", folder / "config.json"),
+        content="",
+        architecture=text_at(opened.config, "model_type", folder / "config.json"),
         max_tokens=limit,
         lower_case=bool(transformer.get("do_lower_case")),
-        precision=precision,
-        long_text=long_text,
-        chunk_tokens=0 if chunk_tokens == limit else chunk_tokens,
-        chunk_overlap=chunk_overlap,
+        precision=wish.precision,
+        long_text=wish.long_text,
+        chunk_tokens=0 if wish.chunk_tokens == limit else wish.chunk_tokens,
+        chunk_overlap=wish.chunk_overlap,
     )
-    if task == "score":
-        _check_one_label(folder, config)
-        return dataclasses.replace(recipe, activation=activation or _activation(folder, config))
-    if task == "extract":
-        return dataclasses.replace(recipe, labels=_labels(folder, config), aggregation="simple")
-    pooling, include_prompt, own_dims = read_pooling(folder, config, modules)
-    if dims > own_dims:
-        raise ModelError(f"dims {dims} is above the {own_dims} dimensions of {checkpoint.name}")
-    if vector_type == "binary" and (dims or own_dims) % 8:
-        raise ModelError(
-            f"binary packs 8 dimensions into a byte, and {dims or own_dims} is no multiple of 8: give --dims"
-        )
-    return dataclasses.replace(
-        recipe,
-        dims=dims or own_dims,
-        pooling=pooling,
-        include_prompt=include_prompt,
-        modules=tuple(module.path for module in modules if module.kind == "Dense"),
-        normalize=any(module.kind == "Normalize" for module in modules),
-        prompt=prompt_text or _prompt(folder, prompt),
-        vector_type=vector_type,
-    )
-
-
-def _check_kind(folder: Path, config: dict[str, Any], modules: list[Module], task: str) -> None:
-    """Refuse a model whose head is for another verb, with the verb it is for."""
-    path = folder / "config.json"
-    names = config.get("architectures")
-    architecture = str(names[0]) if isinstance(names, list) and names else ""
-    head = next((head for head in _VERB_OF_HEAD if architecture.endswith(head)), "")
-    saved_as = read_json(folder / _SENTENCE_TRANSFORMERS).get("model_type")
-    if task == "encode":
-        pools = len(modules) > 1 and (folder / "modules.json").exists()
-        if head and not pools:
-            raise ModelError(f"{path}: {architecture} is a model for `{_VERB_OF_HEAD[head]}`, not `encode`")
-        if saved_as not in (None, "SentenceTransformer"):
-            raise ModelError(f"{folder / _SENTENCE_TRANSFORMERS}: a {saved_as} model; encode makes dense vectors only")
-        if len(modules) < 2:
-            raise ModelError(
-                f"{folder / 'modules.json'}: has no Pooling, so the model gives vectors of tokens, not of texts"
-            )
-        return
-    if head != _HEADS[task]:
-        known = f"; it is a model for `{_VERB_OF_HEAD[head]}`" if head else ""
-        raise ModelError(
-            f"{path}: `{task}` needs a *{_HEADS[task]}, and this is {architecture or 'of no stated architecture'}{known}"
-        )
-    if len(modules) > 1 and (folder / "modules.json").exists():
-        raise ModelError(
-            f"{folder / 'modules.json'}: lists {', '.join(module.kind for module in modules)}: a model for `encode`"
-        )
-    if read_json(folder / _SENTENCE_TRANSFORMERS).get("default_prompt_name"):
-        raise ModelError(f"{folder / _SENTENCE_TRANSFORMERS}: has a default prompt, which `{task}` does not apply")
+    recipe = _SETTLE[task](recipe, opened, wish)  # refuses before gigabytes are hashed
+    content = content_hash(folder, [module.path for module in opened.modules if module.path])
+    return dataclasses.replace(recipe, content=content)
 
 
 def _transformer_config(folder: Path) -> dict[str, Any]:
@@ -184,58 +120,3 @@ def _max_tokens(folder: Path, config: dict[str, Any], transformer: dict[str, Any
     if min(limits) < 1:
         raise ModelError(f"{folder}: the model's files allow {min(limits)} tokens; say how many with --max-tokens")
     return min(limits)
-
-
-def _prompt(folder: Path, name: str) -> str:
-    """The text of a prompt: documents and queries have other names in some checkpoints, and fall back to its default."""
-    if name == "none":
-        return ""
-    prompts = saved_prompts(folder)
-    for candidate in {"document": ("document", "passage", "corpus")}.get(name, (name,)):
-        if candidate in prompts:
-            return prompts[candidate]
-    if name not in ("document", "query"):
-        hint = nearest(name, {*prompts, "document", "query", "none"})
-        raise ModelError(f"{folder / _SENTENCE_TRANSFORMERS}: no prompt {name!r}{hint} (or give a text: prompt_text)")
-    default = read_json(folder / _SENTENCE_TRANSFORMERS).get("default_prompt_name")
-    if default is not None and default not in prompts:
-        raise ModelError(f"{folder / _SENTENCE_TRANSFORMERS}: default_prompt_name {default!r} is none of its prompts")
-    return prompts[default] if default is not None else ""
-
-
-def _activation(folder: Path, config: dict[str, Any]) -> str:
-    """What the checkpoint wants done with the logit; sigmoid where it says nothing, as sentence-transformers does."""
-    nested = config.get("sentence_transformers")
-    named = [
-        (_SENTENCE_TRANSFORMERS, read_json(folder / _SENTENCE_TRANSFORMERS).get("activation_fn")),
-        ("config.json", nested.get("activation_fn") if isinstance(nested, dict) else None),
-        ("config.json", config.get("sbert_ce_default_activation_function")),
-    ]
-    for name, path in named:
-        if path is not None:
-            kind = str(path).rpartition(".")[2]
-            if not str(path).startswith("torch.nn.") or kind not in _ACTIVATIONS:
-                raise ModelError(
-                    f"{folder / name}: activation_fn {path} is neither Identity nor Sigmoid; choose one with --activation"
-                )
-            return _ACTIVATIONS[kind]
-    return "sigmoid"
-
-
-def _check_one_label(folder: Path, config: dict[str, Any]) -> None:
-    """Unless config.json says otherwise, a transformers model has two labels."""
-    named = config.get("id2label")
-    count = integer_at(config, ("num_labels",), folder / "config.json")
-    if count is None:
-        count = len(named) if isinstance(named, dict) else 2
-    if count != 1:
-        raise ModelError(
-            f"{folder / 'config.json'}: the model has {count} labels; a reranker has 1, and `score` stores one number"
-        )
-
-
-def _labels(folder: Path, config: dict[str, Any]) -> tuple[str, ...]:
-    found = config.get("id2label")
-    if not isinstance(found, dict) or sorted(found) != sorted(map(str, range(len(found)))) or not found:
-        raise ModelError(f"{folder / 'config.json'}: id2label must name every class, 0 and up")
-    return tuple(str(found[str(number)]) for number in range(len(found)))

@@ -12,6 +12,7 @@ from . import settings
 from .content import WEIGHTS, WEIGHTS_INDEX, read_json
 from .errors import ModelError, nearest
 
+SENTENCE_TRANSFORMERS = "config_sentence_transformers.json"
 # What a checkpoint may consist of here; weights in other formats and exports for other runtimes stay on the hub.
 _WANTED = ["*.json", "*.txt", "*.safetensors", "*.model"]
 _UNWANTED = ["onnx/*", "openvino/*", "original/*", "*/checkpoint-*"]
@@ -29,7 +30,7 @@ class Checkpoint:
 
     @property
     def prompts(self) -> dict[str, str]:
-        """The checkpoint's own prompts that are not empty, by name (config_sentence_transformers.json)."""
+        """The checkpoint's own prompts that are not empty, by name (its config_sentence_transformers.json)."""
         return {name: text for name, text in saved_prompts(self.folder).items() if text}
 
     def describe(self) -> str:
@@ -42,7 +43,7 @@ class Checkpoint:
 
 def saved_prompts(folder: Path) -> dict[str, str]:
     """Every prompt the checkpoint names, empty ones too. Raises ModelError where they are not texts."""
-    path = folder / "config_sentence_transformers.json"
+    path = folder / SENTENCE_TRANSFORMERS
     found = read_json(path).get("prompts") or {}
     if not isinstance(found, dict) or not all(text is None or isinstance(text, str) for text in found.values()):
         raise ModelError(f"{path}: prompts: expected names with texts")

@@ -37,13 +37,17 @@ def result_fields(recipe: Recipe, column: str = "") -> list[pa.Field]:
         return [pa.field(name, pa.float32())]
     if recipe.task == "extract":
         return [pa.field(name, pa.list_(ENTITY))]
-    item, undo = _VECTORS[recipe.vector_type]
-    width = recipe.dims // 8 if recipe.vector_type == "binary" else recipe.dims
+    vector = vector_field(name, recipe.dims, recipe.vector_type)
+    return [vector, pa.field(f"{name}_scale", pa.float32())] if vector.metadata else [vector]
+
+
+def vector_field(name: str, dims: int, vector_type: str) -> pa.Field:
+    """A vector of so many dimensions, binary ones packed eight to a byte."""
+    item, undo = _VECTORS[vector_type]
+    width = dims // 8 if vector_type == "binary" else dims
     # Non-nullable items: readers and writers are 2-3 times faster without the validity bitmap.
-    vector = pa.field(name, pa.list_(pa.field("item", item, nullable=False), width))
-    if not undo:
-        return [vector]
-    return [vector.with_metadata({"lading.undo": undo.format(column=name)}), pa.field(f"{name}_scale", pa.float32())]
+    field = pa.field(name, pa.list_(pa.field("item", item, nullable=False), width))
+    return field.with_metadata({"lading.undo": undo.format(column=name)}) if undo else field
 
 
 def chunk_fields(text: str) -> list[pa.Field]:

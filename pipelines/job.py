@@ -18,6 +18,7 @@ import pyarrow as pa
 from ..config.checkpoint import Checkpoint, locate, resolve
 from ..config.errors import ModelError
 from ..config.recipe import Recipe
+from ..config.wishes import WISHES
 from . import sources
 from .manifest import Manifest
 from .open_job import Job
@@ -25,7 +26,7 @@ from .plan import Plan, schema_text
 from .provenance import metadata, output_schema, read_columns
 from .records import Input, Shard, rows_of
 from .sinks import Sink, open_sink
-from .spec import JobSpec, StepSpec, identity, to_dict, validate
+from .spec import JobSpec, PolicySpec, StepSpec, identity, to_dict, validate
 
 JOB_ID_DIGITS = 12
 
@@ -62,21 +63,13 @@ def job_id(spec: JobSpec, format: str, inputs: list[Input]) -> str:
 def resolve_step(step: StepSpec, spec: JobSpec) -> tuple[Checkpoint, Recipe]:
     """Find the step's checkpoint and settle its recipe. Raises ModelError."""
     checkpoint = locate(step.model, step.revision)
-    recipe = resolve(
-        checkpoint,
-        task=step.verb,
-        max_tokens=step.max_tokens,
-        precision=step.precision,
-        dims=step.dims,
-        vector_type=step.vector_type,
-        prompt=step.prompt,
-        prompt_text=step.prompt_text,
-        activation=step.activation,
-        long_text=spec.policy.long_text,
-        chunk_tokens=spec.policy.chunk_tokens,
-        chunk_overlap=spec.policy.chunk_overlap,
-    )
+    said = {**_fields(spec.policy), **_fields(step)}
+    recipe = resolve(checkpoint, task=step.verb, **{name: said[name] for name in WISHES})
     return checkpoint, recipe
+
+
+def _fields(section: StepSpec | PolicySpec) -> dict[str, Any]:
+    return {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
 
 
 def draft(spec: JobSpec) -> Draft:

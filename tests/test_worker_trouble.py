@@ -248,14 +248,14 @@ def test_rows_that_cannot_even_be_prepared_fail_their_shard(
     started: Make, tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever an adapter raises on a shard that runs alone is the shard's reason, and no endless dying."""
-    from lading.adapters.dense import DenseEncoder
+    from lading.adapters.encode import Encoder
 
     def preparing(self: Any, columns: Any) -> Any:
         raise RuntimeError("a tokenizer's defect")
 
     job = submit(spec(tmp_path, tiny_encoder, f"parquet://{tmp_path}/out", 1))
     leave_note(job, 0)
-    monkeypatch.setattr(DenseEncoder, "prepare", preparing)
+    monkeypatch.setattr(Encoder, "prepare", preparing)
     worker = started()
     marker = Path(job.manifest, "markers/0.0.json")
     until(marker.exists)

@@ -17,7 +17,7 @@ ITEM = b"."  # one for each item that goes to the device
 
 
 def install(hooks: dict[str, Any]) -> None:
-    """`kills`, `hangs`: texts with this word do so (hanging only the process that is first to make the file `hung`, with its pid);
+    """`kills`, `hangs`: texts with this word do so (hanging, if there is a file `hung`, only the process that is first to make it, with its pid);
     `dies_loading`: loading kills while this file exists; `ran`: a file that gets one byte for each item run."""
     if "dies_loading" in hooks:
         _die_while_loading(hooks["dies_loading"])
@@ -38,9 +38,9 @@ def _die_while_loading(while_there: str) -> None:
 
 
 def _watch_rows(hooks: dict[str, Any]) -> None:
-    from lading.adapters.dense import DenseEncoder
+    from lading.adapters.encode import Encoder
 
-    prepare, run = DenseEncoder.prepare, DenseEncoder.run
+    prepare, run = Encoder.prepare, Encoder.run
     marked: dict[int, tuple[Any, dict[int, str]]] = {}  # by id of what was prepared: itself, and what its items do
 
     def preparing(self: Any, columns: list[pa.Array]) -> Any:
@@ -66,11 +66,11 @@ def _watch_rows(hooks: dict[str, Any]) -> None:
             for act in {acts[item] for item in items.tolist() if item in acts}:
                 if act == "kills":
                     os.kill(os.getpid(), signal.SIGKILL)
-                elif _first(hooks["hung"]):
+                elif "hung" not in hooks or _first(hooks["hung"]):
                     threading.Event().wait()
         return run(self, parts)
 
-    DenseEncoder.prepare, DenseEncoder.run = preparing, running
+    Encoder.prepare, Encoder.run = preparing, running
 
 
 def _first(file: str) -> bool:

@@ -135,7 +135,7 @@ def _warm() -> None:
     import transformers.models.bert.modeling_bert  # noqa: F401  or each child imports it for itself
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-    import lading.adapters.dense
+    import lading.adapters.encode
     import lading.pipelines.lance_sink
     import lading.pipelines.parquet_sink
     import lading.workers.run

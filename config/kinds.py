@@ -1,0 +1,29 @@
+"""Which verb a model is for, by the head that its config.json names."""
+
+from __future__ import annotations
+
+from .content import read_json
+from .errors import ModelError
+from .hub import SENTENCE_TRANSFORMERS
+from .wishes import Opened
+
+HEADS = {"score": "ForSequenceClassification", "extract": "ForTokenClassification"}
+
+
+def verb_of(architecture: str) -> str:
+    """The verb that a class with a head is for, "" for one without."""
+    return next((verb for verb, head in HEADS.items() if architecture.endswith(head)), "")
+
+
+def check_head(opened: Opened, verb: str) -> None:
+    """Raises ModelError unless the model has the head of `verb`, and nothing that the verb does not apply."""
+    folder, verb_found = opened.folder, verb_of(opened.architecture)
+    if verb_found != verb:
+        known = f"; it is a model for `{verb_found}`" if verb_found else ""
+        named = opened.architecture or "of no stated architecture"
+        raise ModelError(f"{folder / 'config.json'}: `{verb}` needs a *{HEADS[verb]}, and this is {named}{known}")
+    if opened.is_pipeline:
+        kinds = ", ".join(module.kind for module in opened.modules)
+        raise ModelError(f"{folder / 'modules.json'}: lists {kinds}: a model for `encode`")
+    if read_json(folder / SENTENCE_TRANSFORMERS).get("default_prompt_name"):
+        raise ModelError(f"{folder / SENTENCE_TRANSFORMERS}: has a default prompt, which `{verb}` does not apply")

@@ -80,15 +80,17 @@ def product(folder: Path, report: Path, most: int | None) -> None:
     started = [time.process_time(), 0.0, 0.0, 0]
 
     def told(answers: Any) -> None:
-        if broker.client.getdel("benchmark.reset"):
-            started[:] = [time.process_time(), loaded[0].prepare_s, loaded[0].run_s, worker.engine.gauges.batches]
-            counted["requests"] = 0
         counted["requests"] += len(answers)
         tell(answers)
+
+    def begin(*_: Any) -> None:
+        started[:] = [time.process_time(), loaded[0].prepare_s, loaded[0].run_s, worker.engine.gauges.batches]
+        counted["requests"] = 0
 
     worker.answers.tell = told  # type: ignore[method-assign]
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGUSR1, begin)
     # Every worker has the model before the clock runs: which one would take the first request is chance.
     RequestedModels(worker.residents, ["/"], pool.precisions)("encode", str(folder), RequestOptions())
     worker.start()

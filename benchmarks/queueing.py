@@ -1,6 +1,6 @@
 """What the queue costs and what it gives: small requests, latency, and corpus jobs through Redis.
 
-    python benchmarks/queueing.py [--part cost|throughput|latency|job|scaling] [--model tiny|minilm] [--rounds N] [--quick] [--json]
+    python benchmarks/queueing.py [--part cost|throughput|latency|job|scaling|folds] [--model tiny|minilm] [--rounds N] [--quick] [--json]
 
 A private Redis server is started. Workers are real worker processes. The clients are one process that keeps 64 requests
 under way (each answered one is followed by the next), so that what is measured is the worker and not 64 interpreters.
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -89,6 +90,10 @@ class WorkerProcess:
         assert self.process.stdout is not None
         assert any(line.strip() == "ready" for line in self.process.stdout), "the worker did not start"
 
+    def begin(self) -> None:
+        """Count from here on."""
+        self.process.send_signal(signal.SIGUSR1)
+
     def stop(self) -> dict[str, Any]:
         self.process.terminate()
         assert self.process.wait(120) == 0
@@ -98,12 +103,12 @@ class WorkerProcess:
 @contextmanager
 def a_worker(
     kind: str, server: RedisServer, scratch: Path, model: Path, **settings: str
-) -> Iterator[list[dict[str, Any]]]:
-    """What it measured is in the list when the block has ended."""
+) -> Iterator[tuple[WorkerProcess, list[dict[str, Any]]]]:
+    """The worker, and a list in which what it measured is when the block has ended."""
     told: list[dict[str, Any]] = []
     worker = WorkerProcess(kind, server, scratch, model, **settings)
     try:
-        yield told
+        yield worker, told
     finally:
         told.append(worker.stop())
 
@@ -156,9 +161,9 @@ def cost(report: Report, server: RedisServer, scratch: Path, model: Path, quick:
     report.title(f"cost of a request in the worker, {model.name}, one thread, {CLIENTS * 4} under way")
     count = 2_000 if quick else 20_000
     messages = requests(model, count)
-    with a_worker("lading", server, scratch, model, threads="1") as told:
+    with a_worker("lading", server, scratch, model, threads="1") as (worker, told):
         closed_loop(server, REQUESTS, requests(model, 200), CLIENTS)
-        redis.Redis(port=server.port).set("benchmark.reset", 1)
+        worker.begin()
         before = server.cpu_seconds()
         elapsed, _ = closed_loop(server, REQUESTS, messages, CLIENTS * 4)
         broker = server.cpu_seconds() - before
@@ -182,7 +187,7 @@ def throughput(report: Report, server: RedisServer, scratch: Path, model: Path, 
     for _ in range(rounds):
         for kind, queue in kinds.items():
             name = {"lading": "lading", "one forward per request": "single", "stock Celery": "stock"}[kind]
-            with a_worker(name, server, scratch, model) as told:
+            with a_worker(name, server, scratch, model) as (_, told):
                 closed_loop(server, queue, requests(model, 100, name == "stock"), CLIENTS)
                 few = count if name == "lading" else max(count // 4, 100)
                 elapsed, _ = closed_loop(server, queue, requests(model, few, name == "stock"), CLIENTS)
@@ -202,7 +207,7 @@ def latency(report: Report, server: RedisServer, scratch: Path, model: Path, qui
     report.title(f"latency of a request, {model.name}")
     count = 50 if quick else 300
     for busy in (False, True):
-        with a_worker("lading", server, scratch, model) as told:
+        with a_worker("lading", server, scratch, model) as (_, told):
             closed_loop(server, REQUESTS, requests(model, 20), 1)
             job = (
                 submit(scratch, model, f"lancedb://{scratch}/latency-{busy}-{uuid.uuid4().hex}/docs", 40_000)
@@ -267,8 +272,8 @@ def until(claim: Any) -> None:
         time.sleep(0.05)
 
 
-def queued_seconds(scratch: Path, model: Path, rows: int, shard_rows: int) -> float:
-    """From the submission of a job to its end, with warm workers."""
+def queued(scratch: Path, model: Path, rows: int, shard_rows: int) -> tuple[float, str]:
+    """Seconds from the submission of a job to its end, with warm workers; and the job."""
     from lading.config.settings import load
     from lading.pipelines.job import draft
     from lading.pipelines.registry import Registry
@@ -281,7 +286,7 @@ def queued_seconds(scratch: Path, model: Path, rows: int, shard_rows: int) -> fl
     began = time.perf_counter()
     job = submit_job(drafted, Queues.of(load())).job
     until(lambda: not registry.is_open(job))
-    return time.perf_counter() - began
+    return time.perf_counter() - began, job
 
 
 def job_overhead(report: Report, server: RedisServer, scratch: Path, model: Path, quick: bool, rounds: int) -> None:
@@ -292,7 +297,7 @@ def job_overhead(report: Report, server: RedisServer, scratch: Path, model: Path
     rows = 600 if quick else 3_500
     report.title(f"a corpus job of {rows} texts, {model.name}: through Redis against the local run, one thread")
     local: list[float] = []
-    queued: list[float] = []
+    through: list[float] = []
     corpus(scratch, rows)
     for _ in range(rounds):
         drafted = draft(spec(scratch, model, f"lancedb://{scratch}/{uuid.uuid4().hex}/docs", rows))
@@ -301,15 +306,15 @@ def job_overhead(report: Report, server: RedisServer, scratch: Path, model: Path
         local.append(time.perf_counter() - began - summary.load_s)
         with a_worker("lading", server, scratch, model, threads="1"):
             closed_loop(server, REQUESTS, requests(model, 20), 4)
-            queued.append(queued_seconds(scratch, model, rows, 512))
+            through.append(queued(scratch, model, rows, 512)[0])
     report.line("local run", statistics.median(local), "s")
-    report.line("through the queue", statistics.median(queued), "s")
-    overhead = statistics.median(q / lo - 1 for q, lo in zip(queued, local, strict=True))
+    report.line("through the queue", statistics.median(through), "s")
+    overhead = statistics.median(q / lo - 1 for q, lo in zip(through, local, strict=True))
     report.line("overhead of the queue", overhead * 100, "%", 5.0)
 
 
 def scaling(report: Report, server: RedisServer, scratch: Path, model: Path, quick: bool, rounds: int) -> None:
-    """One worker and two, one thread each, on the same job; and what 8 workers spend folding tiny shards."""
+    """One worker and two, one thread each, on the same job."""
     rows = 600 if quick else 3_500
     report.title(f"workers, one thread each, {rows} texts, {model.name}")
     taken: dict[int, list[float]] = {1: [], 2: []}
@@ -320,7 +325,7 @@ def scaling(report: Report, server: RedisServer, scratch: Path, model: Path, qui
             workers = [WorkerProcess("lading", server, scratch, model, threads="1") for _ in range(count)]
             closed_loop(server, REQUESTS, requests(model, 40), 8)
             before, began = server.cpu_seconds(), time.perf_counter()
-            taken[count].append(queued_seconds(scratch, model, rows, 128))
+            taken[count].append(queued(scratch, model, rows, 128)[0])
             if count == 2:
                 broker_share.append((server.cpu_seconds() - before) / (time.perf_counter() - began))
             for worker in workers:
@@ -330,7 +335,38 @@ def scaling(report: Report, server: RedisServer, scratch: Path, model: Path, qui
     report.line("broker's CPU", statistics.median(broker_share) * 100, "% of a core")
 
 
-PARTS = {"cost": cost, "throughput": throughput, "latency": latency, "job": job_overhead, "scaling": scaling}
+def folds(report: Report, server: RedisServer, scratch: Path, model: Path, quick: bool, rounds: int) -> None:
+    """What 8 workers spend bringing tiny shards into view, of their time together; and how often another was first."""
+    from lading.schedulers.connection import Broker
+    from lading.schedulers.folds import read
+
+    shards = 40 if quick else 400
+    report.title(f"folding, 8 workers, {shards} shards of 20 rows, {model.name}")
+    broker = Broker.connect(server.url)
+    corpus(scratch, shards * 20)
+    workers = [WorkerProcess("lading", server, scratch, model, threads="1") for _ in range(8)]
+    shares: list[float] = []
+    conflicts = commits = 0
+    for _ in range(rounds):
+        taken, job = queued(scratch, model, shards * 20, 20)
+        costs = read(broker, job)
+        shares.append(costs.seconds / (8 * taken))
+        commits, conflicts = commits + costs.commits, conflicts + costs.conflicts
+    for worker in workers:
+        worker.stop()
+    report.line("share of the workers' time", statistics.median(shares) * 100, "%", 2.0)
+    report.line("commits of a job", commits / rounds, "commits")
+    report.line("conflicts of a job", conflicts / rounds, "conflicts")
+
+
+PARTS = {
+    "cost": cost,
+    "throughput": throughput,
+    "latency": latency,
+    "job": job_overhead,
+    "scaling": scaling,
+    "folds": folds,
+}
 
 
 def main() -> None:

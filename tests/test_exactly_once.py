@@ -201,7 +201,7 @@ def test_chaos(kind: str, crew: driver.Crew, tmp_path: Path) -> None:
             os.kill(pid, signal.SIGKILL)
             kills += crew.wait(pid) == -signal.SIGKILL
             running.append(crew.start("job", **job))
-        elif event < 0.4:
+        elif event < 0.4 or not freezes:
             pid = running.pop(choose.randrange(len(running)))
             os.kill(pid, signal.SIGSTOP)
             if crew.wait_stopped(pid) == signal.SIGSTOP:

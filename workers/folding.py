@@ -20,6 +20,7 @@ from .assignments import Desk, OpenJob
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # before a fold that failed is tried again, doubled each time
+SPARING = 10  # times as long as a fold took nobody folds that job again: what a fold costs grows with the job
 
 
 @dataclasses.dataclass(slots=True)
@@ -47,6 +48,7 @@ class Folds:
         self._lock = threading.Lock()
         self._waiting: dict[str, OpenJob] = {}  # of which this process published shards since its last fold
         self._faults: dict[str, _Fault] = {}
+        self._took: dict[str, float] = {}  # seconds of a job's last fold here
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._fold_on, name="lading-fold", daemon=True)
 
@@ -85,7 +87,7 @@ class Folds:
             self._waiting.setdefault(opened.job.id, opened)
 
     def _fold(self, opened: OpenJob) -> None:
-        job = opened.job.id
+        job, began = opened.job.id, time.monotonic()
         try:
             standing = settle(opened.folding, self._registry, self._broker)
         except LadingError as error:
@@ -93,9 +95,11 @@ class Folds:
             self._fail(job, str(error))
             return
         self._faults.pop(job, None)
+        self._took[job] = time.monotonic() - began
         self._beat()
         if standing.state != "running":
             self._desk.close(job)
+            del self._took[job]
 
     def _fail(self, job: str, why: str) -> None:
         """Say it once, and try again ever more rarely."""
@@ -107,7 +111,8 @@ class Folds:
 
     def _turn(self, opened: OpenJob) -> bool:
         """Whether nobody else folds into this output for the moment. Whoever does takes ours too; if it dies, the next turn is ours."""
+        spared_s = min(SPARING * self._took.get(opened.job.id, 0.0), LONGEST_PAUSE_S)
         try:
-            return self._broker.turn(f"lading.folding:{opened.job.sink.output.data}", self._interval_s)
+            return self._broker.turn(f"lading.folding:{opened.job.sink.output.data}", max(self._interval_s, spared_s))
         except BrokerError:
             return True  # without the broker nobody knows, and folding at the same time is merely slower

@@ -17,6 +17,8 @@ from . import options as opt
 if TYPE_CHECKING:
     from ..workers.supervise import Program
 
+BEYOND_GRACE_S = 30.0  # for a process to end that has given back what its grace did not suffice for
+
 DEVICES = (
     click.option(
         "--pool", metavar="NAME", default="", help="Which pool's queues to serve (pools.yaml).  [default: cpu]"
@@ -83,10 +85,11 @@ def _verbose(ctx: click.Context) -> bool:
 
 
 def _run(programs: Sequence[Program]) -> int:
+    from ..config.settings import load
     from ..workers.supervise import supervise
 
     with _asked() as (stop, hurry):
-        return supervise(programs, stop, hurry)
+        return supervise(programs, stop, hurry, patience_s=load().grace_s + BEYOND_GRACE_S)
 
 
 @contextmanager

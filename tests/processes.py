@@ -65,6 +65,14 @@ class Process:
                 os.kill(pid, signal.SIGKILL)
 
 
+def until(claim: Callable[[], object]) -> None:
+    """Wait for something that will be."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not claim():
+        assert time.monotonic() < deadline
+        time.sleep(LOOK_S)
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

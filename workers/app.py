@@ -122,7 +122,8 @@ def _worker() -> tuple[Worker, float]:
     check_kind(pool, device)
     threading.excepthook = _end_at_once
     broker = Broker.connect(settings.broker_url)
-    return Worker(pool, settings, broker, Registry(settings.jobs), device=device), settings.grace_s
+    registry = Registry(settings.jobs)
+    return Worker(pool, settings, broker, registry, device=device, on_hang=_give_up), settings.grace_s
 
 
 app.steps["worker"].add(Consume)  # pyright: ignore[reportOptionalSubscript]
@@ -131,6 +132,12 @@ app.steps["worker"].add(Consume)  # pyright: ignore[reportOptionalSubscript]
 @worker_init.connect
 def _say_pool(**_: Any) -> None:
     log.info("pool %s", celery_settings.pool_name(os.environ.get("LADING_POOL", "")))
+
+
+def _give_up(why: str) -> None:
+    """End a process whose device is stuck. Its shards are with others by now; what it was running counts as a death."""
+    os.write(2, f"lading: {why}: the device hangs, so this process ends\n".encode())
+    os._exit(DEFECT)
 
 
 def _end_at_once(failed: threading.ExceptHookArgs) -> None:

@@ -112,6 +112,7 @@ class Engine:
     unusable: int = 0  # results that were not finite since the last one that was
     since: float = 0.0  # up to when `gauges.elapsed` has been counted
     backlog: Backlog = dataclasses.field(default_factory=Backlog)
+    running: set[int] = dataclasses.field(default_factory=set)  # threads that are in a batch
 
     def has_room(self) -> bool:
         """Whether another shard should be taken on, for a feed that shares its shards with other processes: what waits here, they cannot do."""
@@ -200,14 +201,17 @@ class Engine:
     def _attempt(self, chosen: list[Chosen]) -> list[Outcome]:
         """Run the items; on an error halve them, down to the one that is to blame."""
         adapter = chosen[0][0].adapter
+        self.running.add(threading.get_ident())
         try:
             return [(chosen, adapter.run([(part.prepared, items) for part, items in chosen]))]
         except Exception as error:  # becomes a reject of the row that causes it, or stops the job
             if sum(len(items) for _, items in chosen) == 1:
                 return [(chosen, error)]
             log.warning("a batch failed (%s: %s); halving it to find the row", type(error).__name__, error)
-            left, right = halves(chosen)
-            return self._attempt(left) + self._attempt(right)
+        finally:
+            self.running.discard(threading.get_ident())
+        left, right = halves(chosen)
+        return self._attempt(left) + self._attempt(right)
 
     # -- the caller's thread
 

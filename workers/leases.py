@@ -24,6 +24,7 @@ class Leases:
         self._lock = threading.Lock()
         self._held: dict[tuple[Queue, Lease], None] = {}
         self._beats = self._seen = 0
+        self.still = 0  # renewals in a row before which nothing had moved
         self._loading = 0
         self._pulling = threading.Lock()
         self._closed = False
@@ -80,6 +81,7 @@ class Leases:
     def renew(self, queues: Iterable[Queue]) -> None:
         """To be called RENEWALS times within a lease: renews if anything moved since the last time. Raises BrokerError."""
         moved, self._seen = self._beats != self._seen or self._loading > 0, self._beats
+        self.still = 0 if moved else self.still + 1
         for queue in queues if moved else ():
             queue.renew(self.held(queue))
 

@@ -119,13 +119,7 @@ def query_recipe(entry: dict[str, Any]) -> tuple[Recipe, Path]:
         max_tokens=stored.max_tokens,
         precision=stored.precision,
         dims=stored.dims,
-        vector_type="float32",
         prompt="none" if entry["prompt"] == "none" else "query",
-        prompt_text="",
-        activation="",
-        long_text="truncate",
-        chunk_tokens=0,
-        chunk_overlap=0,
     )
     if recipe.content != stored.content:
         raise ModelError(

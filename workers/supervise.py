@@ -5,14 +5,17 @@ A process that a row of some document kills must come back for the row to be fou
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import logging
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +43,13 @@ class _Child:
     over: bool = False
 
 
-def supervise(programs: Sequence[Program], stop: threading.Event, hurry: threading.Event) -> int:
+def supervise(
+    programs: Sequence[Program], stop: threading.Event, hurry: threading.Event, *, patience_s: float = 60.0
+) -> int:
     """Run them until `stop` is set or all have ended; the exit code. `hurry` tells them a second time to stop.
 
-    One that refuses to start (exit code 2) ends them all.
+    One that refuses to start (exit code 2) ends them all. One that was told to stop and has not ended after
+    `patience_s` is killed. If this process dies, they are told to stop.
     """
     children = [_Child(one) for one in programs]
     refused = hurried = False
@@ -55,7 +61,10 @@ def supervise(programs: Sequence[Program], stop: threading.Event, hurry: threadi
             break
         stop.wait(0.1)
     _tell(children)
+    until = time.monotonic() + patience_s
     while any(child.process and child.process.poll() is None for child in children):
+        if time.monotonic() > until:
+            _kill(children, patience_s)
         if hurry.is_set() and not hurried:
             hurried = True
             _tell(children)
@@ -89,7 +98,9 @@ def _look_after(child: _Child) -> None:
     if child.process is None or time.monotonic() >= child.again_at:
         environment = {**os.environ, **child.program.environment}
         # A group of its own: Ctrl-C on the terminal reaches it through us alone, once.
-        child.process = subprocess.Popen(child.program.arguments, env=environment, start_new_session=True)
+        child.process = subprocess.Popen(
+            child.program.arguments, env=environment, start_new_session=True, preexec_fn=_end_with_parent
+        )
         child.began, child.again_at = time.monotonic(), 0.0
 
 
@@ -97,3 +108,21 @@ def _tell(children: Sequence[_Child]) -> None:
     for child in children:
         if child.process and child.process.poll() is None:
             child.process.send_signal(signal.SIGTERM)
+
+
+def _kill(children: Sequence[_Child], patience_s: float) -> None:
+    for child in children:
+        if child.process and child.process.poll() is None:
+            log.error("%s has not ended %.0f s after it was told to; killing it", child.program.name, patience_s)
+            child.process.kill()
+            child.process.wait()
+
+
+def _end_with_parent() -> None:
+    """In the child: SIGTERM to it when its parent dies, where the system can (Linux)."""
+    if _PRCTL is not None:
+        _PRCTL(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
+_PRCTL: Any = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # found before any fork

@@ -14,6 +14,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -48,13 +49,27 @@ log = logging.getLogger(__name__)
 # Small ones: what a worker has gathered no other one can do, and the end of a job waits for the slowest.
 WINDOW_BATCHES = 4  # sorted together
 AHEAD_BATCHES = 2  # of each stream, prepared beyond that
+HUNG_LEASES = (
+    3  # that a batch may run with nothing moving: a slow one has long lost its work to others, and this one is stuck
+)
 WRITING = 2  # shards that may wait to be written: a slow sink holds the device back rather than filling memory
 
 
 class Worker:
     """One device's work. `start` returns at once; `stop` ends it in good order."""
 
-    def __init__(self, pool: Pool, settings: Settings, broker: Broker, registry: Registry, *, device: str = "") -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        settings: Settings,
+        broker: Broker,
+        registry: Registry,
+        *,
+        device: str = "",
+        on_hang: Callable[[str], None] = lambda why: None,
+    ) -> None:
+        """`on_hang` is told once, when the device does not come back from a batch: only another process can go on."""
+        self._on_hang = on_hang
         self.pool, self.settings, self.broker, self.registry = pool, settings, broker, registry
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}".replace(".", "-")
         self.stopping = threading.Event()
@@ -264,6 +279,9 @@ class Worker:
         self.leases.renew((self.shards, self.requests))
         for queue in (self.shards, self.requests):
             queue.restore(self.settings.lease_s)
+        # Counted in renewals and not on a clock, which goes on while a whole process is frozen.
+        if self.leases.still == HUNG_LEASES * RENEWALS and self.engine.running:
+            self._on_hang(f"a batch has not ended for {HUNG_LEASES * self.settings.lease_s:.0f} s")
 
     def _sweep(self) -> None:
         """What the scheduler does, as long as no scheduler (and no other worker) does it."""

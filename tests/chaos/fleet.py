@@ -40,6 +40,7 @@ class Fleet:
         self.points: collections.deque[str] = collections.deque()
         self.deaths: collections.Counter[str] = collections.Counter()  # by point; "" is a kill from outside or a hook's
         self.logs: list[Path] = []
+        self.endings = {KILLED}  # exit codes of workers that nobody told to end
 
     def arm(self, points: Iterable[str]) -> None:
         """Workers that are started from now on get these, one each."""
@@ -69,7 +70,7 @@ class Fleet:
         if code is None:
             return False
         self.bury(worker)
-        assert code == KILLED, f"a worker ended by itself with {code}:\n{worker.child.log()}"
+        assert code in self.endings, f"a worker ended by itself with {code}:\n{worker.child.log()}"
         return True
 
     def kill(self, worker: Worker) -> None:
@@ -97,10 +98,14 @@ class Fleet:
             until(lambda worker=worker: self._reap(worker) or (worker.ready() and not worker.killed), worker.child.log)
         for worker in self.workers:
             worker.child.terminate()
-        while self.workers:
-            worker = self.workers.pop()
+        for worker in list(self.workers):
             code = worker.child.wait()
-            assert code == 0 or (worker.point and code == KILLED), f"{code}: {worker.child.log()}"
+            died = code in self.endings and (worker.point or code != KILLED)
+            assert code == 0 or died, f"{code}: {worker.child.log()}"
+            if died:
+                self.bury(worker)
+            else:
+                self.workers.remove(worker)
 
     def abandon(self) -> None:
         """After a failure: leave nobody behind."""

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from lading.pipelines.manifest import Manifest
 from lading.pipelines.output import output_paths
 from lading.pipelines.report import rejects
 from lading.pipelines.spec import JobSpec, PolicySpec
 from lading.pipelines.steering import retry
+from lading.workers.app import DEFECT
+from lading.workers.worker import HUNG_LEASES
 from tests.chaos.conftest import Rigs
-from tests.chaos.rig import Tally
+from tests.chaos.rig import LEASE_S, Tally
 from tests.crash import jobs
 from tests.zygote import Zygote
 
@@ -38,11 +39,13 @@ def one_shard(corpus: Path, model: Path, to: str) -> JobSpec:
     return dataclasses.replace(jobs.encode(corpus, model, to), policy=PolicySpec(shard_rows=ROWS))
 
 
+@pytest.mark.parametrize("act", ["kills", pytest.param("hangs", marks=pytest.mark.chaos)])
 def test_a_row_that_kills_is_rejected_and_its_neighbours_are_there(
-    rigs: Rigs, zygote: Zygote, tiny_encoder: Path, tmp_path: Path
+    act: str, rigs: Rigs, zygote: Zygote, tiny_encoder: Path, tmp_path: Path
 ) -> None:
-    """One shard of 1,000 rows, one of which kills whoever runs it: that one is rejected as `killed`, 999 are in the table."""
-    corpus, rig = write_rows(tmp_path / "in", "poison"), rigs(kills="poison")
+    """One shard of 1,000 rows, one of which kills or hangs whoever runs it: that one is rejected, 999 are in the table."""
+    corpus, rig = write_rows(tmp_path / "in", "poison"), rigs(**{act: "poison"})
+    rig.fleet.endings |= {DEFECT} if act == "hangs" else set()
     whole = one_shard(corpus, tiny_encoder, f"parquet://{tmp_path}/whole")
     zygote.finish(whole)
     spec = one_shard(corpus, tiny_encoder, f"lancedb://{rig.root}/out/docs")
@@ -57,7 +60,7 @@ def test_a_row_that_kills_is_rejected_and_its_neighbours_are_there(
     totals = Manifest.open(output_paths(spec.sink.to), job).totals()
     assert (totals.rows_in, totals.done, totals.rejected) == (ROWS, ROWS - 1, 1)
     tally = Tally(ROWS, 0, 0, rig.repeats(ROWS - 1), rig.fleet.deaths.total())
-    rig.tell("a row of 1,000 that kills", tally, "that one rejected")
+    rig.tell(f"a row of 1,000 that {act}", tally, "that one rejected")
     rig.check_quiet()
 
 
@@ -104,18 +107,21 @@ def test_a_model_that_kills_while_it_is_loaded_fails_the_shards_and_blames_no_ro
     rig.check_quiet()
 
 
-def test_a_worker_that_hangs_loses_its_leases_and_still_stops(
+def test_a_worker_that_hangs_loses_its_leases_and_ends(
     rigs: Rigs, zygote: Zygote, tiny_encoder: Path, tmp_path: Path
 ) -> None:
-    """No progress, no lease: others do its shards, though it lives; told to stop, it ends when its grace is over."""
+    """No progress, no lease: others do its shards while it lives; after some leases it gives up, and is started again."""
     corpus, hung = jobs.write_corpus(tmp_path / "in", shards=12, seed=1), tmp_path / "hung"
     word = pq.read_table(corpus)["body"].to_pylist()[0].split()[0]
-    rig = rigs(hangs=word, hung=str(hung), environment={"LADING_GRACE_S": "1"})
+    rig = rigs(hangs=word, hung=str(hung))
+    rig.fleet.endings |= {DEFECT}
     whole = jobs.encode(corpus, tiny_encoder, f"parquet://{tmp_path}/whole")
     zygote.finish(whole, batch_tokens=jobs.BATCH_TOKENS)
     spec = jobs.encode(corpus, tiny_encoder, f"lancedb://{rig.root}/out/docs")
     job = rig.submit(spec)
     rig.finish(job)
-    os.kill(int(hung.read_text()), signal.SIGCONT)  # it is there
+    pid = int(hung.read_text())
+    rig.until(lambda: pid not in {worker.child.pid for worker in rig.fleet.workers})
+    assert f"a batch has not ended for {HUNG_LEASES * LEASE_S:.0f} s: the device hangs" in rig.fleet.said()
     rig.tell("a worker that hangs", rig.check_rows(spec, job, corpus, jobs.outcome(whole.sink.to), faults=1))
     rig.check_quiet()

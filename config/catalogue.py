@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import importlib.resources
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import ModelError, UsageError, nearest
@@ -75,8 +75,7 @@ class Entry:
             return "verified"
         if not self.runs or self.remote_code:
             return "facts only"
-        tested = all(self.architecture in TESTED.get(output, ()) for output in self.outputs)
-        return "architecture verified" if tested else "facts only"
+        return grade_of(self.architecture, self.outputs)
 
     @property
     def texts(self) -> dict[str, str]:
@@ -122,6 +121,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "input": ("pair", "prompt", "chat", "list"),
 }
 _PACKAGED = ("models_dense.yaml", "models_extract.yaml", "models_score.yaml", "models_sparse.yaml")
+
+
+def grade_of(architecture: str, outputs: Iterable[str]) -> str:
+    """How far a model with this architecture and these outputs was tested, whether it has an entry or not."""
+    tested = all(architecture in TESTED.get(output, ()) for output in outputs)
+    return "architecture verified" if tested else "facts only"
 
 
 def load(environ: Mapping[str, str] = os.environ) -> Catalogue:

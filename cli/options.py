@@ -28,9 +28,18 @@ def _choice(*words: str) -> click.Choice[str]:
 def model_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """For the shell's completion: names of the catalogue that begin so, or whose part after the owner does."""
     from ..config.catalogue import load
+    from ..config.errors import UsageError
 
     typed = incomplete.lower()
-    return [one.name for key, one in load().items() if key.startswith(typed) or key.partition("/")[2].startswith(typed)]
+    try:
+        entries = load()
+    except (
+        UsageError
+    ):  # of a broken models.yaml the command itself will tell: a message here would end up in the typed line
+        return []
+    return [
+        one.name for key, one in entries.items() if key.startswith(typed) or key.partition("/")[2].startswith(typed)
+    ]
 
 
 SOURCE: tuple[Decorator, ...] = (

@@ -120,7 +120,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "activation": ("identity", "sigmoid"),
     "input": ("pair", "prompt", "chat", "list"),
 }
-_PACKAGED = ("models_dense.yaml", "models_extract.yaml", "models_score.yaml", "models_sparse.yaml")
+_PACKAGED = ("models_dense.yaml", "models_sparse.yaml", "models_score.yaml", "models_extract.yaml")
 
 
 def grade_of(architecture: str, outputs: Iterable[str]) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_secretsecretsecretsecretsecret"
+STRANGER = "hf_strangerstrangerstrangerstrange"  # of an account that may see nothing that is not public
 _API = re.compile(r"/api/models/([\w.-]+/[\w.-]+)(?:/(revision|tree)/([^/]+))?$")
 _FILE = re.compile(r"/([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.+)$")
 
@@ -66,16 +67,17 @@ class HubServer:
 
     def answer(self, path: str, authorization: str) -> tuple[int, dict[str, str], bytes]:
         self.asked.append(path)
-        if authorization not in ("", f"Bearer {TOKEN}"):
+        if authorization not in ("", f"Bearer {TOKEN}", f"Bearer {STRANGER}"):
             return 401, {}, b'{"error": "Invalid username or password."}'
         api, file = _API.match(path), _FILE.match(path)
         name = (api or file or [""])[1] if api or file else ""
         known = self.models.get(name)
-        if known is None or (known.access == "private" and not authorization):
-            return 401, {"X-Error-Code": "RepoNotFound"}, b'{"error": "Repository not found"}'
+        insider, refused = authorization == f"Bearer {TOKEN}", 403 if authorization else 401
+        if known is None or (known.access == "private" and not insider):
+            return 404 if authorization else 401, {"X-Error-Code": "RepoNotFound"}, b'{"error": "Repository not found"}'
         # What a gated model is called may be asked by everybody, what is in it not.
-        if known.access == "gated" and not authorization and not (api and api[2] != "tree"):
-            return 401, {"X-Error-Code": "GatedRepo"}, b'{"error": "Access to this model is restricted"}'
+        if known.access == "gated" and not insider and not (api and api[2] != "tree"):
+            return refused, {"X-Error-Code": "GatedRepo"}, b'{"error": "Access to this model is restricted"}'
         if api:
             return self._about(known, name, api[2] or "", api[3] or "main")
         assert file is not None

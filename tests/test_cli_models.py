@@ -10,12 +10,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lancedb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from click.shell_completion import ShellComplete
 
 from lading.cli import main
 from lading.cli.app import cli
 from lading.config import catalogue
 from lading.config.checkpoint import locate, resolve
+from lading.pipelines.provenance import RECIPES
+from lading.workers.query import query_recipe
 from lading.workers.verify import LENGTHS, texts, verify
 from tests import models
 
@@ -122,8 +128,6 @@ def test_what_a_model_is_for_is_found_out(
 
 def test_names_are_completed() -> None:
     """The shell offers the catalogue's names for MODEL, also without their owner."""
-    from click.shell_completion import ShellComplete
-
     complete = ShellComplete(cli, {}, "lading", "_LADING_COMPLETE")
     for typed in ("sentence-transformers/all-MiniLM-L6", "all-minilm-l6"):
         for command in (["models", "show"], ["models", "verify"], ["encode", "x", "--model"], ["encode", "x", "--as"]):
@@ -227,3 +231,41 @@ def test_without_the_reference_verify_says_what_to_install(tiny_encoder: Path):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "not installed: pip install 'lading[verify]'" in done.stderr
+
+
+# -- in jobs
+
+
+def test_a_job_is_told_what_the_files_do_not_say(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """--as, --pooling and --normalize reach the rows, and `query` asks by the same with the query prompt of the same entry."""
+    folder = models.tiny_encoder(tmp_path / "m")
+    for name in ("modules.json", "config_sentence_transformers.json"):
+        (folder / name).unlink()
+    entry = "{task: encode, outputs: [dense], architecture: bert, licence: mit, pooling: cls, prompts: {query: 'q: ', document: 'd: '}}"
+    own(tmp_path, monkeypatch, f"a/b: {entry}")
+    pq.write_table(pa.table({"text": ["one", "two words"]}), tmp_path / "in.parquet")
+    to = f"{tmp_path}/db/docs"
+    command = ["encode", str(tmp_path / "in.parquet"), "--model", str(folder), "--as", "a/b", "--to", f"lancedb://{to}"]
+    assert main([*command, "--normalize", "--quiet"]) == 0
+    table = lancedb.connect(f"{tmp_path}/db").open_table("docs")
+    stored = json.loads(table.schema.metadata[RECIPES.encode()])["vector"]
+    recipe = resolve(locate(str(folder)), task="encode", pooling="cls", normalize=True, prompt_text="d: ")
+    assert (stored["known_as"], stored["hash"]) == ("a/b", recipe.hash)
+    assert b"embedding_functions" not in table.schema.metadata  # LanceDB's function would read the folder alone
+    asked, _ = query_recipe(stored)
+    assert dataclasses.replace(asked, prompt="d: ") == recipe
+    assert asked.prompt == "q: "
+    capsys.readouterr()
+    assert main(["query", to, "one", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+    assert main([*command[:-2], "--pooling", "last", "--to", f"parquet://{tmp_path}/p", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recipe"]["pooling"] == "last"
+
+
+def test_a_broken_file_offers_no_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Completion stays silent where models.yaml cannot be read; the command will say why."""
+    own(tmp_path, monkeypatch, "a/b: [")
+    complete = ShellComplete(cli, {}, "lading", "_LADING_COMPLETE")
+    assert complete.get_completions(["models", "show"], "sent") == []

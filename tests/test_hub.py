@@ -11,7 +11,7 @@ import pytest
 from lading.config.checkpoint import locate, resolve
 from lading.config.errors import ModelError
 from tests import models
-from tests.hub_server import COMMIT, TOKEN, HubServer, Repository, ask
+from tests.hub_server import COMMIT, STRANGER, TOKEN, HubServer, Repository, ask
 
 OTHER = "f" * 40
 LOCATE = """
@@ -81,7 +81,7 @@ def asking(hub: HubServer, tmp_path: Path) -> Asking:
 
     def lines(*names: str, **environ: str) -> list[str]:
         said = ask(hub.url, tmp_path, LOCATE, *names, **environ)
-        assert TOKEN not in said, "the token was told to somebody"
+        assert not [one for one in (TOKEN, STRANGER, "hf_wrong") if one in said], "the token was told to somebody"
         return [line for line in said.splitlines() if line.startswith(("found ", "ModelError "))]
 
     return lines
@@ -156,6 +156,8 @@ def test_private_models_need_a_token(asking: Asking, tmp_path: Path):
     """Without a token a private model is not there; with HF_TOKEN, or the login's file, it is. The token is never shown."""
     (without,) = asking("owner/private")
     assert "the hub has no such model (or it is private: set HF_TOKEN)" in without
+    (stranger,) = asking("owner/private", HF_TOKEN=STRANGER)
+    assert "the hub has no such model" in stranger
     (wrong,) = asking("owner/private", HF_TOKEN="hf_wrongwrongwrong")
     assert "the hub refuses the token that it was given (HF_TOKEN, or that of `hf auth login`)" in wrong
     (tmp_path / "token").write_text(TOKEN)
@@ -165,9 +167,10 @@ def test_private_models_need_a_token(asking: Asking, tmp_path: Path):
 
 def test_gated_models_say_how_to_get_in(hub: HubServer, asking: Asking):
     """A model whose terms were not accepted names its page and the two ways to be known; with the token it comes."""
-    (closed,) = asking("owner/gated")
-    assert f"accept them at {hub.url}/owner/gated, then set HF_TOKEN" in closed
-    assert "`hf auth login`" in closed
+    for environ in ({}, {"HF_TOKEN": STRANGER}):
+        (closed,) = asking("owner/gated", **environ)
+        assert f"accept them at {hub.url}/owner/gated, then set HF_TOKEN" in closed
+        assert "`hf auth login`" in closed
     (opened,) = asking("owner/gated", HF_TOKEN=TOKEN)
     assert opened.startswith("found owner/gated at ")
 

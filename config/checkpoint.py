@@ -66,8 +66,9 @@ def resolve_with_origins(checkpoint: Checkpoint, *, task: str, **wishes: Any) ->
             f"{known.name} is a model for `{known.task}`, so {checkpoint.name} is not known as that for `{task}`"
         )
     opened = Opened(checkpoint, read_json(folder / "config.json"), read_modules(folder), known)
-    transformer = _transformer_config(folder)
-    limit = _max_tokens(opened, transformer, wish.max_tokens)
+    saved_in, transformer = _transformer_config(folder)
+    opened.note("lower_case", saved_in)
+    limit = _max_tokens(opened, saved_in, transformer, wish.max_tokens)
     if wish.chunk_tokens > limit:
         raise ModelError(f"chunk_tokens {wish.chunk_tokens} is above the {limit} tokens that {checkpoint.name} takes")
     chunk = wish.chunk_tokens or limit
@@ -89,7 +90,8 @@ def resolve_with_origins(checkpoint: Checkpoint, *, task: str, **wishes: Any) ->
     return dataclasses.replace(recipe, content=content), origins_of(recipe, opened, wish)
 
 
-def _transformer_config(folder: Path) -> dict[str, Any]:
+def _transformer_config(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The settings of the Transformer module, and the name of their file."""
     path = next(
         (folder / name for name in _TRANSFORMER_CONFIGS if (folder / name).is_file()), folder / _TRANSFORMER_CONFIGS[0]
     )
@@ -100,10 +102,10 @@ def _transformer_config(folder: Path) -> dict[str, Any]:
     method = (found.get("modality_config") or {}).get("text", {"method": "forward"})
     if not isinstance(method, dict) or method.get("method") != "forward":
         raise ModelError(f"{path}: modality_config: texts must go through the model's `forward`, found {method!r}")
-    return found
+    return path.name, found
 
 
-def _max_tokens(opened: Opened, transformer: dict[str, Any], wanted: int) -> int:
+def _max_tokens(opened: Opened, saved_in: str, transformer: dict[str, Any], wanted: int) -> int:
     """What the checkpoint says (its own max_seq_length, else the tokenizer's), else the catalogue, never above its positions; or `wanted`.
 
     The saved figure may exceed the positions (514 for RoBERTa, whose first usable one is 2): the reference fails on
@@ -118,7 +120,7 @@ def _max_tokens(opened: Opened, transformer: dict[str, Any], wanted: int) -> int
         positions -= (1 if pad is None else pad) + 1
     if known is not None and positions is not None and known.max_tokens > positions:
         known.disagree("max_tokens", f"{folder / 'config.json'} has {positions} positions")
-    name = _TRANSFORMER_CONFIGS[0]
+    name = saved_in
     own = integer_at(transformer, ("max_seq_length",), folder / name)
     if own is None:
         name = "tokenizer_config.json"

@@ -31,6 +31,9 @@ def settle(recipe: Recipe, opened: Opened, wish: Wishes) -> Recipe:
     if wish.vector_type == "binary" and dims % 8:
         raise ModelError(f"binary packs 8 dimensions into a byte, and {dims} is no multiple of 8: give --dims")
     opened.note("modules", "modules.json")
+    opened.note(
+        "include_prompt", next((f"{one.path}/config.json" for one in opened.modules if one.kind == "Pooling"), "")
+    )
     return dataclasses.replace(
         recipe,
         dims=dims,

@@ -20,6 +20,8 @@ _HUB_NAME = re.compile(r"(?P<name>[\w][\w.-]*(/[\w][\w.-]*)?)(@(?P<revision>[\w]
 _HUB = "https://huggingface.co"
 _LOGIN = "set HF_TOKEN to a token of that account, or log in with `hf auth login`"
 _ROUTER = "router_config.json"
+# Kind of a module -> the file without which its folder is only begun; a Normalize has none, nor always a folder.
+_PARTS = {"Pooling": "config.json", "Dense": WEIGHTS, "LayerNorm": WEIGHTS, "StaticEmbedding": WEIGHTS}
 # Root files that are other copies of the weights; the shards of `model` that are wanted are named by its index.
 _OTHER_COPIES = ("model", "pytorch_model", "consolidated", "open_clip")
 
@@ -126,9 +128,7 @@ def _is_whole(folder: Path) -> bool:
         if not (weights and (folder / "config.json").exists() and (folder / "tokenizer.json").exists()):
             return False
     needed = [folder / name for name in routed]
-    for path, kind in modules.items():
-        if path and kind != "Normalize":
-            needed.append(folder / path / ("config.json" if kind == "Pooling" else WEIGHTS))
+    needed += [folder / path / _PARTS.get(kind, "") for path, kind in modules.items() if path and kind != "Normalize"]
     return all(one.exists() for one in needed)
 
 

@@ -14,16 +14,15 @@ from .wishes import WISHES, Opened, Wishes
 OPTION = "asked for"
 DEFAULT = "default"
 _UNSAID = ("version", "task", "content")
+_ALWAYS = ("normalize", "prompt")  # "no" and "none" are answers too
 
 
 def origins_of(recipe: Recipe, opened: Opened, wish: Wishes) -> dict[str, str]:
-    """Field -> origin, for every field that the recipe's task has or that differs from its default."""
-    told: dict[str, str] = {}
-    for name in recipe.to_dict():
-        if name not in _UNSAID:
-            told[name] = opened.origins.get(name) or _of_wish(name, wish)
-    noted = {name: origin for name, origin in opened.origins.items() if name not in told}
-    return {**told, **noted}
+    """Field -> origin, in the order of the recipe: every field that differs from its default, and the decisions of _ALWAYS."""
+    kept = recipe.to_dict()
+    names = [field.name for field in dataclasses.fields(recipe) if field.name not in _UNSAID]
+    shown = [name for name in names if name in kept or (name in _ALWAYS and name in opened.origins)]
+    return {name: opened.origins.get(name) or _of_wish(name, wish) for name in shown}
 
 
 def _of_wish(name: str, wish: Wishes) -> str:

@@ -16,6 +16,9 @@ from lading.config.checkpoint import Checkpoint, locate, resolve, resolve_with_o
 from lading.config.errors import ModelError, UsageError
 from lading.config.hub import cache_folder
 from lading.config.weights import parameters
+from lading.schedulers.bodies import RequestOptions
+from lading.workers.models import RequestedModels
+from lading.workers.residents import Residents
 from tests import models
 from tests.test_checkpoint import dense, plain_model, sentence_model, update
 
@@ -359,6 +362,18 @@ def test_a_causal_model_must_be_told_its_pooling(tmp_path: Path):
     assert resolve(locate(str(folder)), task="encode", pooling="last").pooling == "last"
 
 
+def test_a_request_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The options of a request reach its recipe, and what a table is told of the model names the entry."""
+    own(tmp_path, f"a/b: {{{GOOD}, dims: 32, prompts: {{document: 'd: '}}}}", monkeypatch)
+    folder = models.tiny_encoder(tmp_path / "m")
+    asked = RequestedModels(Residents("cpu", 1, 0), [str(tmp_path)], ["float32"])
+    recipe, _, said = asked("encode", str(folder), RequestOptions(known_as="a/b", pooling="cls", normalize=False))
+    assert (recipe.prompt, recipe.pooling, recipe.normalize) == ("d: ", "cls", False)
+    assert said["known_as"] == "a/b"
+    with pytest.raises(ModelError, match="no model 'a/c'; did you mean 'a/b'"):
+        asked("encode", str(folder), RequestOptions(known_as="a/c"))
+
+
 def test_origins_name_every_field_of_the_recipe(tmp_path: Path):
     """Each value of a recipe that is not its default has an origin: a file that is there, or one of the four words."""
     checkpoint = locate(
@@ -368,6 +383,7 @@ def test_origins_name_every_field_of_the_recipe(tmp_path: Path):
         checkpoint, task="encode", prompt="query", precision="bfloat16", long_text="chunk", chunk_tokens=32
     )
     assert origins.keys() >= found.to_dict().keys() - {"version", "task", "content"}
+    assert origins["include_prompt"] == "1_Pooling/config.json"
     files = {str(one.relative_to(tmp_path / "m")) for one in (tmp_path / "m").rglob("*.json")}
     assert set(origins.values()) <= files | {"asked for", "default"}
     assert (origins["pooling"], origins["modules"], origins["dims"]) == (

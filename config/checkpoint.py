@@ -7,6 +7,7 @@ something Lading does not do, the model is refused: a result that is nearly righ
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ POSITIONS_AFTER_PADDING = frozenset({
 })
 # fmt: on
 
+_log = logging.getLogger(__name__)
 _NO_LIMIT = 10**9  # 1e30, as tokenizers write it, is none
 
 _SETTLE = {"encode": encoders.settle, "score": scorers.settle, "extract": extractors.settle}
@@ -86,6 +88,9 @@ def resolve_with_origins(checkpoint: Checkpoint, *, task: str, **wishes: Any) ->
         chunk_overlap=wish.chunk_overlap,
     )
     recipe = _SETTLE[task](recipe, opened, wish)  # refuses before gigabytes are hashed
+    for name, origin in opened.origins.items():
+        if origin.startswith("catalogue"):
+            _log.info("%s: %s is %r: %s", checkpoint.name, name, getattr(recipe, name), origin)
     content = content_hash(folder, [module.path for module in opened.modules if module.path])
     return dataclasses.replace(recipe, content=content), origins_of(recipe, opened, wish)
 

@@ -221,12 +221,16 @@ def test_a_folder_never_asks_the_catalogue_by_itself(tmp_path: Path):
     assert resolve(locate(str(folder)), task="encode", known_as="BAAI/bge-small-en-v1.5").prompt == ""
 
 
-def test_a_hub_name_is_enough(tmp_path: Path):
+def test_a_hub_name_is_enough(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """In the hub's cache the name, in whatever letters, brings the prompts of documents and queries along."""
     folder = sentence_model(tmp_path / "m", "Normalize")
     checkpoint = named(folder, "intfloat/E5-small-v2")
+    caplog.set_level("INFO", "lading")
     for prompt, text in (("document", "passage: "), ("query", "query: "), ("none", "")):
+        caplog.clear()
         found = resolve(checkpoint, task="encode", prompt=prompt)
+        said = f"intfloat/E5-small-v2: prompt is {text!r}: catalogue (models_dense.yaml: notes)"
+        assert caplog.messages == ([said] if text else [])
         assert found.prompt == text
         plain = resolve(locate(str(folder)), task="encode", prompt_text=text, prompt="document" if text else "none")
         assert found.hash == plain.hash  # the recipe is the prompt, not who said it

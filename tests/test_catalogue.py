@@ -78,6 +78,7 @@ def test_entries_make_sense(entry: Entry):
     assert encodes or not (entry.pooling or entry.prompts or entry.normalize is not None)
     assert bool(entry.input) == (entry.task == "score") or not entry.runs
     assert entry.task == "score" or not entry.activation
+    assert "dense" in entry.outputs or not entry.prompts  # markers of multi-vector models are the checkpoint's
     assert not any("{" in text for text in entry.texts.values())
     assert bool(entry.instruction) == ("{instruction}" in f"{entry.prompts}{entry.template}")
     facts = entry.to_dict()

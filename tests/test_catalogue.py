@@ -299,7 +299,7 @@ def test_activation_of_a_reranker(tmp_path: Path, nested: str | None, wish: str,
     assert (found.activation, origins["activation"]) == (expected, origin)
 
 
-def test_disagreement_is_refused_with_both_values(tmp_path: Path):
+def test_disagreement_is_refused_with_both_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Another length of vectors, or fewer positions than the catalogue's tokens, is no model of that name."""
     small = sentence_model(tmp_path / "small", "Normalize")
     message = f"BAAI/bge-base-en-v1.5: dims: catalogue (models_dense.yaml: notes) says 768, but {small} says 384."
@@ -312,6 +312,8 @@ def test_disagreement_is_refused_with_both_values(tmp_path: Path):
     checkpoint = named(small, "BAAI/bge-base-en-v1.5")
     with pytest.raises(ModelError, match=r"say so in models\.yaml of LADING_CONFIG_DIR"):
         resolve(checkpoint, task="encode")
+    own(tmp_path, "BAAI/bge-base-en-v1.5: {dims: 384}", monkeypatch)  # which helps
+    assert resolve(checkpoint, task="encode").dims == 384
 
 
 def test_dims_are_those_after_the_projections(tmp_path: Path):

@@ -264,6 +264,24 @@ def test_a_job_is_told_what_the_files_do_not_say(
     assert json.loads(capsys.readouterr().out)["recipe"]["pooling"] == "last"
 
 
+def test_a_job_at_a_revision_is_found_again(capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_encoder: Path):
+    """`--model name@revision` stores name and commit, by which `query` finds the same files, wherever the revision is by then."""
+    repository, commit = tmp_path / "hub/models--owner--tiny", "a" * 40
+    shutil.copytree(tiny_encoder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs/v2").write_text(commit)
+    pq.write_table(pa.table({"text": ["one", "two words"]}), tmp_path / "in.parquet")
+    to = f"{tmp_path}/db/docs"
+    command = ["encode", str(tmp_path / "in.parquet"), "--model", "owner/tiny@v2", "--to", f"lancedb://{to}", "--quiet"]
+    assert main(command) == 0
+    table = lancedb.connect(f"{tmp_path}/db").open_table("docs")
+    stored = json.loads(table.schema.metadata[RECIPES.encode()])["vector"]
+    assert (stored["model"], stored["revision"]) == ("owner/tiny", commit)
+    (repository / "refs/v2").unlink()
+    assert main(["query", to, "one", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+
+
 def test_a_broken_file_offers_no_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Completion stays silent where models.yaml cannot be read; the command will say why."""
     own(tmp_path, monkeypatch, "a/b: [")

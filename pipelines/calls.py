@@ -25,6 +25,7 @@ class Options(TypedDict, total=False):
     revision: str
     max_tokens: int
     precision: str  # float32 | bfloat16 | float16
+    known_as: str
     long_text: str  # truncate | reject
 
 
@@ -33,6 +34,8 @@ class EncodeOptions(Options, total=False):
     vector_type: str  # float32 | float16 | int8 | binary
     prompt: str
     prompt_text: str
+    pooling: str
+    normalize: bool | None
 
 
 class ScoreOptions(Options, total=False):

@@ -41,6 +41,11 @@ class StepSpec:
     prompt: str = "document"  # encode: document | query | none | another prompt name of the checkpoint
     prompt_text: str = ""  # encode: a literal prompt instead
     activation: str = ""  # score: identity | sigmoid; "" is: what the checkpoint says
+    pooling: str = (
+        ""  # encode: mean | cls | last | max | mean_sqrt_len | weighted_mean; "" is: what the checkpoint says
+    )
+    normalize: bool | None = None  # encode; None is: what the checkpoint says
+    known_as: str = ""  # its name in the catalogue, for what its files do not say; "" is: its name on the hub
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ import reprlib
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
+from ..config.catalogue import POOLINGS
 from ..config.errors import BadMessage, nearest
 
 VERSION = 1
@@ -63,6 +64,9 @@ class RequestOptions:
     prompt: str = "document"
     prompt_text: str = ""
     activation: str = ""
+    pooling: str = ""
+    normalize: bool | None = None
+    known_as: str = ""
     long_text: str = "truncate"  # truncate | reject
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,9 +80,13 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("float32", "bfloat16", "float16"),
     "vector_type": ("float32", "float16", "int8", "binary"),
     "activation": ("", "identity", "sigmoid"),
+    "pooling": ("", *POOLINGS),
     "long_text": ("truncate", "reject"),
 }
-_ONLY = {"encode": frozenset({"dims", "vector_type", "prompt", "prompt_text"}), "score": frozenset({"activation"})}
+_ONLY = {
+    "encode": frozenset({"dims", "vector_type", "prompt", "prompt_text", "pooling", "normalize"}),
+    "score": frozenset({"activation"}),
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -193,7 +201,10 @@ def request_options(given: object, verb: str) -> RequestOptions:
     for name, value in given.items():
         if name not in _DEFAULTS:
             raise BadMessage(f"options.{name[:40]}: unknown{nearest(name[:40], _DEFAULTS)}")
-        if isinstance(_DEFAULTS[name], int):
+        if _DEFAULTS[name] is None:
+            if value is not None and not isinstance(value, bool):
+                _refuse(f"options.{name}", "true, false or null", value)
+        elif isinstance(_DEFAULTS[name], int):
             _check_number(f"options.{name}", value)
         else:
             _check_text(f"options.{name}", value)

@@ -119,6 +119,9 @@ def query_recipe(entry: dict[str, Any]) -> tuple[Recipe, Path]:
         max_tokens=stored.max_tokens,
         precision=stored.precision,
         dims=stored.dims,
+        pooling=stored.pooling,
+        normalize=stored.normalize,
+        known_as=entry.get("known_as", ""),
         prompt="none" if entry["prompt"] == "none" else "query",
     )
     if recipe.content != stored.content:

@@ -14,7 +14,7 @@ from .errors import ModelError, nearest
 
 SENTENCE_TRANSFORMERS = "config_sentence_transformers.json"
 # What a checkpoint may consist of here; weights in other formats and exports for other runtimes stay on the hub.
-_WANTED = ["*.json", "*.txt", "*.safetensors", "*.model"]
+_WANTED = ["*.json", "*.txt", "*.safetensors", "*.model", "artifact.metadata"]
 _UNWANTED = ["onnx/*", "openvino/*", "original/*", "*/checkpoint-*"]
 _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?", re.ASCII)
 
@@ -48,6 +48,26 @@ def saved_prompts(folder: Path) -> dict[str, str]:
     if not isinstance(found, dict) or not all(text is None or isinstance(text, str) for text in found.values()):
         raise ModelError(f"{path}: prompts: expected names with texts")
     return {name: text or "" for name, text in found.items()}
+
+
+def prompt_named(folder: Path, name: str, prompts: dict[str, str] | None = None) -> str:
+    """The text of a prompt: documents and queries have other names in some checkpoints, and fall back to its default.
+
+    `prompts`: instead of those that the checkpoint names.
+    """
+    if name == "none":
+        return ""
+    prompts = saved_prompts(folder) if prompts is None else prompts
+    for candidate in {"document": ("document", "passage", "corpus")}.get(name, (name,)):
+        if candidate in prompts:
+            return prompts[candidate]
+    if name not in ("document", "query"):
+        hint = nearest(name, {*prompts, "document", "query", "none"})
+        raise ModelError(f"{folder / SENTENCE_TRANSFORMERS}: no prompt {name!r}{hint} (or give a text: prompt_text)")
+    default = read_json(folder / SENTENCE_TRANSFORMERS).get("default_prompt_name")
+    if default is not None and default not in prompts:
+        raise ModelError(f"{folder / SENTENCE_TRANSFORMERS}: default_prompt_name {default!r} is none of its prompts")
+    return prompts[default] if default is not None else ""
 
 
 def locate(model: str, revision: str = "", *, offline: bool | None = None) -> Checkpoint:

@@ -24,6 +24,10 @@ class Wishes:
     prompt: str = "document"
     prompt_text: str = ""
     activation: str = ""
+    outputs: tuple[str, ...] = ()
+    top_k: int = 0
+    threshold: float = 0.0
+    token_pooling: int = 1
 
 
 WISHES = tuple(field.name for field in dataclasses.fields(Wishes))
@@ -36,10 +40,17 @@ class Opened:
     checkpoint: Checkpoint
     config: dict[str, Any]  # config.json
     modules: list[Module]  # modules.json, or what stands for it
+    transformer: dict[str, Any] = dataclasses.field(default_factory=dict)  # sentence_bert_config.json
+    positions: int | None = None  # tokens that the model has positions for; None: any number
 
     @property
     def folder(self) -> Path:
         return self.checkpoint.folder
+
+    @property
+    def part(self) -> str:
+        """Sub-folder with the model's files; "" where they lie in the checkpoint's own."""
+        return self.modules[0].path
 
     @property
     def is_pipeline(self) -> bool:

@@ -304,7 +304,7 @@ UNFIT: dict[str, tuple[Edit, str, dict[str, Any]]] = {
     ),
     "sparse model": (
         setting("config_sentence_transformers.json", model_type="SparseEncoder"),
-        "a SparseEncoder model; encode makes dense",
+        "says SparseEncoder, but its modules give dense output",
         {},
     ),
     "no limit": (

@@ -45,7 +45,7 @@ class Encoder:
             self.heads.append(DenseHead(recipe, folder, self.packed.device, skip))
         if splade and isinstance(self.packed, PackedModel):
             self.heads.append(SpladeHead(recipe, self.packed.model))
-            self.packed.model = self.packed.model.base_model  # the head runs the rest, in pieces
+            self.packed.model = self.packed.model.base_model  # pyright: ignore[reportAttributeAccessIssue]  the head runs the rest
         elif "sparse" in recipe.outputs:
             self.heads.append(LexicalHead(recipe, home, self.packed.device, self.tokenizer))
         if "multi_vector" in recipe.outputs:

@@ -79,7 +79,7 @@ def join_tokens(vectors: np.ndarray, factor: int) -> np.ndarray:
         distance = np.clip(1 - rest @ rest.T, 0, 2)
         labels = cut(linkage(condensed(distance, checks=False), method="ward"), t=clusters, criterion="maxclust")
         _, which = np.unique(labels, return_inverse=True)
-        sums = np.zeros((which.max() + 1, rest.shape[1]), np.float32)
+        sums = np.zeros((int(which.max()) + 1, rest.shape[1]), np.float32)
         np.add.at(sums, which, rest)
         vectors = np.concatenate([first, sums / np.bincount(which)[:, None].astype(np.float32)])
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
@@ -102,7 +102,7 @@ def maxsim(queries: Sequence[np.ndarray], documents: Sequence[np.ndarray]) -> np
     filled = np.flatnonzero(lengths)
     if not len(filled) or not len(queries):
         return found
-    whole = np.concatenate([np.asarray(documents[place], np.float32) for place in filled])
+    whole = np.concatenate([np.asarray(documents[place], np.float32) for place in filled.tolist()])
     starts = np.cumsum(lengths[filled]) - lengths[filled]
     for place, query in enumerate(queries):
         found[place, filled] = np.maximum.reduceat(np.asarray(query, np.float32) @ whole.T, starts, axis=1).sum(0)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from .columns import OUTPUTS
 from .content import read_json
 from .errors import ModelError, nearest
 from .hub import SENTENCE_TRANSFORMERS, prompt_named
 from .kinds import verb_of
 from .modules import hidden_size, line_of, read_pooling
-from .outputs import OUTPUTS
 from .recipe import Recipe
 from .token_outputs import STANFORD, settle_multi_vector, settle_sparse
 from .weights import shapes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from .columns import output_columns
 from .recipe import Recipe
 
 ENTITY = pa.struct(
@@ -15,8 +16,6 @@ ENTITY = pa.struct(
         pa.field("end", pa.int32()),
     ]
 )
-DEFAULT_COLUMN = {"encode": "vector", "score": "score", "extract": "entities"}
-OUTPUTS = ("dense", "sparse", "multi_vector")  # of encode, in the order of their columns
 # Token ids, ascending, and their weights. Both sinks keep a pair of lists as it is, and a reader gets each in one piece.
 SPARSE = pa.struct([pa.field("indices", pa.list_(pa.int32())), pa.field("values", pa.list_(pa.float32()))])
 
@@ -50,19 +49,6 @@ def result_fields(recipe: Recipe, column: str = "") -> list[pa.Field]:
         one = vector_field("item", recipe.token_dims, recipe.vector_type)
         fields.append(pa.field(names["multi_vector"], pa.list_(one)))
     return fields
-
-
-def output_columns(recipe: Recipe, column: str = "") -> dict[str, str]:
-    """Output -> the name of its main column; of a verb with one output, the verb's name stands for it.
-
-    `column` names the first, and the others after it: "v", "v_sparse", "v_multi_vector". Without it they are called
-    vector, sparse, multi_vector; score; entities.
-    """
-    if recipe.task != "encode":
-        return {recipe.task: column or DEFAULT_COLUMN[recipe.task]}
-    if not column:
-        return {output: DEFAULT_COLUMN["encode"] if output == "dense" else output for output in recipe.outputs}
-    return {output: f"{column}_{output}" if place else column for place, output in enumerate(recipe.outputs)}
 
 
 def vector_field(name: str, dims: int, vector_type: str) -> pa.Field:

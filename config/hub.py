@@ -123,6 +123,8 @@ def _in_cache(model: str, revision: str) -> Checkpoint | None:
 
 def _is_whole(folder: Path) -> bool:
     """Whether a snapshot has what a model needs: other programs may have fetched only some of its files."""
+    if not (folder / "config.json").exists() and (folder / "modules.json").exists():  # a table, or a Router's folders
+        return all(any(folder.glob(f"**/{name}")) for name in (WEIGHTS, "tokenizer.json"))
     weights = (folder / WEIGHTS).exists() or (folder / WEIGHTS_INDEX).exists()
     return weights and (folder / "config.json").exists() and (folder / "tokenizer.json").exists()
 

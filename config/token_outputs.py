@@ -155,6 +155,10 @@ def _colbert(recipe: Recipe, opened: Opened, wish: Wishes) -> Recipe:
         prompts[side] = marker + prompts.get(side, "").removeprefix(marker)
     known |= {key: value for key, value in opened.transformer.items() if key in known or key.startswith("query_exp")}
     expansion = known["query_expansion"] if is_query else None
+    if expansion and not _is_legacy(saved, stanford) and all(one.kind != "MultiVectorMask" for one in opened.modules):
+        raise ModelError(
+            f"{folder / 'modules.json'}: queries are expanded, but no MultiVectorMask says that this counts"
+        )
     dims, modules = hidden_size(folder, opened.config), []
     for module in opened.modules[1:] if not stanford else []:
         where = folder / module.path / "config.json"

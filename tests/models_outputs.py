@@ -7,6 +7,8 @@ import string
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests import models
 
 POSITIONS = 640  # enough for texts of 600 tokens
@@ -16,6 +18,7 @@ def splade(
     path: Path, architecture: str = "bert", *, pooling: str = "max", activation: str = "relu", **saved: Any
 ) -> Path:
     """A SparseEncoder: Transformer, SpladePooling. `saved`: further keys of config_sentence_transformers.json."""
+    pytest.importorskip("sentence_transformers")
     from sentence_transformers import SparseEncoder
     from sentence_transformers.sparse_encoder.modules import SpladePooling
 
@@ -36,6 +39,8 @@ def masked_lm(path: Path, architecture: str = "bert") -> Path:
 def inference_free(path: Path) -> Path:
     """A SparseEncoder whose Router gives documents to SPLADE (log1p twice, as OpenSearch's v3), and queries to a table."""
     import torch
+
+    pytest.importorskip("sentence_transformers")
     from sentence_transformers import SparseEncoder
     from sentence_transformers.base.modules import Router
     from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, SpladePooling
@@ -79,6 +84,8 @@ def late_interaction(
     """
     import torch
     import transformers
+
+    pytest.importorskip("sentence_transformers")
     from sentence_transformers import MultiVectorEncoder
     from sentence_transformers.base.modules import Dense, Normalize
     from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
@@ -143,6 +150,8 @@ def pylate(path: Path, **saved: Any) -> Path:
 def static(path: Path, *, normalize: bool = False) -> Path:
     """StaticEmbedding, and Normalize after it if asked for."""
     import torch
+
+    pytest.importorskip("sentence_transformers")
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Normalize
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding

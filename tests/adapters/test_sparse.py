@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,19 @@ def test_a_table_in_json(tmp_path: Path):
     assert np.array_equal(encode(adapter_of(folder, prompt="query")), expected)
 
 
+def test_a_model_beside_its_router(tmp_path: Path):
+    """A Router whose transformer lies in the checkpoint's own folder, as OpenSearch's do, gives the same."""
+    folder = models_outputs.inference_free(tmp_path / "m")
+    expected = encode(adapter_of(folder))
+    for file in (folder / "document_0_Transformer").iterdir():
+        file.rename(folder / file.name)
+    routes = (folder / "router_config.json").read_text().replace('"document_0_Transformer"', '""')
+    (folder / "router_config.json").write_text(routes)
+    assert resolve(locate(str(folder)), task="encode").part == ""
+    assert np.array_equal(encode(adapter_of(folder)), expected)
+    assert relative_error(encode(adapter_of(folder)), reference(folder)) <= 1e-4
+
+
 def read_table(path: Path) -> np.ndarray:
     from safetensors.numpy import load_file
 
@@ -267,6 +281,14 @@ def test_lexical_weights_are_those_of_flag_embedding(bge_m3: Path):
 
 # -- what is refused
 
+
+def without_route(path: Path) -> Path:
+    found = json.loads((path / "router_config.json").read_text())
+    del found["structure"]["query"]
+    (path / "router_config.json").write_text(json.dumps(found))
+    return path
+
+
 REFUSED = {
     "a dense model": (
         lambda path: models.tiny_encoder(path),
@@ -286,6 +308,11 @@ REFUSED = {
     ),
     "unknown output": (models_outputs.splade, {"outputs": ("spares",)}, "did you mean 'sparse'"),
     "top_k of a dense vector": (lambda path: models.tiny_encoder(path), {"top_k": 4}, "top_k is for sparse output"),
+    "a route that is not there": (
+        lambda path: without_route(models_outputs.inference_free(path)),
+        {"prompt": "query"},
+        "no route 'query', only 'document'",
+    ),
     "heads as .pt": (
         lambda path: models_outputs.bge_m3(path, heads="pt"),
         {"outputs": ("dense", "sparse")},

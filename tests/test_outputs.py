@@ -133,6 +133,9 @@ def test_a_query_finds_the_text_it_repeats(folders: Path, corpus: Path, to: str,
     model, (_, wishes) = checkpoint(folders, kind), BUILDERS[kind]
     done(spec_of(corpus, model, to, **wishes))
     outputs = resolve(locate(str(model)), task="encode", **wishes).outputs
+    first = query(to, TEXTS[22], top=3, device="cpu")
+    main = "vector" if "dense" in outputs else outputs[0]
+    assert first == query(to, TEXTS[22], top=3, column=main, device="cpu")
     for output in outputs:
         column = "vector" if output == "dense" else output
         hits = query(to, TEXTS[22], top=len(TEXTS), column=column, device="cpu")

@@ -51,7 +51,7 @@ class Searcher:
             raise OutputError(f"{output} has no vector column made by lading encode")
         if column and column not in vectors:
             raise OutputError(f"{output} has no vector column {column!r}{nearest(column, vectors)}")
-        self.column = column or next(iter(vectors))
+        self.column = column or min(vectors, key=lambda name: "output" in vectors[name])  # a dense one, if there is one
         entry = vectors[self.column]
         self.output: str = entry.get("output", "dense")
         self._results = {*vectors, *(f"{name}_scale" for name in vectors)}

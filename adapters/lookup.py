@@ -5,12 +5,12 @@ sentence-transformers' StaticEmbedding and SparseStaticEmbedding, and model2vec'
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
+from ..config.content import read_json
 from ..config.errors import ModelError
 from ..config.recipe import Recipe
 from .dense import read_tensors
@@ -51,7 +51,12 @@ def _vectors(folder: Path, _tokenizer: TextTokenizer) -> torch.Tensor:
         return stored["embedding.weight"]
     table = stored["embeddings"]
     if "mapping" in stored:
-        table = table[stored["mapping"].long()]
+        rows = stored["mapping"].long()
+        if not 0 <= int(rows.min()) <= int(rows.max()) < len(table):
+            raise ModelError(
+                f"{folder / 'model.safetensors'}: mapping names rows that are not among the {len(table)} of embeddings"
+            )
+        table = table[rows]
     return table * stored["weights"][:, None] if "weights" in stored else table
 
 
@@ -64,7 +69,8 @@ def _idf(folder: Path, tokenizer: TextTokenizer) -> torch.Tensor:
             raise ModelError(f"{folder / 'model.safetensors'} has no `weight`, the table of the tokens' weights")
         return stored["weight"][:, None]
     table = torch.zeros(tokenizer.vocabulary, 1)
-    for token, weight in json.loads(path.read_text(encoding="utf-8")).items():
-        (place,) = tokenizer.ids_of([token])
-        table[place] = float(weight)
+    for token, weight in read_json(path).items():
+        if not isinstance(weight, int | float):
+            raise ModelError(f"{path}: {token}: expected a number, found {weight!r}")
+        table[tokenizer.ids_of([token])] = float(weight)
     return table

@@ -80,7 +80,7 @@ def read_modules(folder: Path, side: str = "document") -> list[Module]:
         kind = "StaticEmbedding" if read_json(folder / "config.json").get("model_type") == "model2vec" else ""
         return [Module(kind, "")] if kind else [Module("Transformer", ""), Module("Pooling", "")]
     if is_routed(folder):
-        return _route(folder / str(listed[0].get("path") or ""), folder, side)
+        return _route(folder, _inside(listed[0].get("path") or "", "Router", path), side)
     modules = [_module(text_at(one, "type", path), one.get("path") or "", path) for one in listed]
     line = line_of(modules)
     if not line:
@@ -107,30 +107,37 @@ def line_of(modules: list[Module]) -> str:
     return next((line for line, pattern in _LINES.items() if re.fullmatch(pattern, letters)), "")
 
 
-def _module(kind: str, where: object, path: Path) -> Module:
+def _module(kind: str, where: object, path: Path, home: str = "") -> Module:
     package, _, name = _OTHER_NAMES.get(kind, kind).rpartition(".")
     name = _OTHER_NAMES.get(name, name)
     if not f"{package}.".startswith("sentence_transformers.") or name not in _LETTERS:
         raise ModelError(f"{path}: module {kind} is none that Lading knows ({', '.join(_LETTERS)})")
+    where = _inside(where, kind, path)
+    return Module(name, f"{home}/{where}" if home and where else home or where)
+
+
+def _inside(where: object, kind: str, path: Path) -> str:
+    """A module's sub-folder, "" for the checkpoint's own. Raises ModelError for a place outside of it."""
     if not isinstance(where, str) or Path(where).is_absolute() or ".." in Path(where).parts:
         raise ModelError(f"{path}: module {kind}: path {where!r} is not a sub-folder")
-    return Module(name, "" if where == "." else where)
+    return "" if where == "." else where
 
 
-def _route(home: Path, folder: Path, side: str) -> list[Module]:
+def _route(folder: Path, home: str, side: str) -> list[Module]:
     """The line of modules that a Router has for queries or documents, as sentence-transformers finds it."""
-    path = home / "router_config.json"
+    path = folder / home / "router_config.json"
     found = read_json(path)
     routes, types = found.get("structure"), found.get("types")
-    mapped = (found.get("parameters") or {}).get("route_mappings") or {}
-    if not isinstance(routes, dict) or not isinstance(types, dict) or mapped:
+    parameters = found.get("parameters") or {}
+    followed = isinstance(parameters, dict) and not parameters.get("route_mappings")
+    if not isinstance(routes, dict) or not isinstance(types, dict) or not followed:
         raise ModelError(
             f"{path}: needs `structure` and `types`, and no `route_mappings`, which Lading does not follow"
         )
     names = routes.get(side)
     if not isinstance(names, list) or not names:
         raise ModelError(f"{path}: no route {side!r}, only {', '.join(map(repr, routes))}")
-    modules = [_module(str(types.get(name)), (home / str(name)).relative_to(folder).as_posix(), path) for name in names]
+    modules = [_module(str(types.get(name)), _inside(name, str(name), path), path, home) for name in names]
     if line_of(modules) not in ("sparse", "idf"):
         kinds = ", ".join(module.kind for module in modules)
         raise ModelError(

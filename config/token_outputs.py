@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import string
+from pathlib import Path
 from typing import Any
 
 from .content import integer_at, read_json
@@ -212,12 +213,13 @@ def _markers(saved: dict[str, Any], metadata: dict[str, Any], stanford: bool) ->
     if stanford:
         query, document = metadata.get("query_token_id") or "[unused0]", metadata.get("doc_token_id") or "[unused1]"
         return {"query": f"{query} ", "document": f"{document} "}
-    return {side: saved[f"{side}_prefix"] or "" for side in ("query", "document") if f"{side}_prefix" in saved}
+    return {side: str(saved[f"{side}_prefix"] or "") for side in ("query", "document") if f"{side}_prefix" in saved}
 
 
 def _skipped(opened: Opened, saved: dict[str, Any], metadata: dict[str, Any], side: str) -> tuple[str, ...]:
     """The tokens of this side that get no vector, punctuation where an older format does not say."""
     words: Any = None
+    path = opened.folder / SENTENCE_TRANSFORMERS
     if opened.architecture == STANFORD:
         words = list(string.punctuation) if metadata.get("mask_punctuation", True) else []
     elif _is_legacy(saved, False):
@@ -230,15 +232,18 @@ def _skipped(opened: Opened, saved: dict[str, Any], metadata: dict[str, Any], si
                 found = read_json(path)
                 if found.get("keep_only_token_ids"):
                     raise ModelError(f"{path}: keep_only_token_ids is for images, which Lading does not encode")
-                return (
-                    tuple(found.get("skiplist_words") or ())
-                    if side in found.get("skiplist_tasks", ["document"])
-                    else ()
-                )
-    return tuple(words or ()) if side == "document" else ()
+                words = found.get("skiplist_words") if side in (found.get("skiplist_tasks") or ["document"]) else []
+                return _texts(words or [], path)
+    return _texts(words or [], path) if side == "document" else ()
 
 
-def _expanded(recipe: Recipe, expansion: Any, limit: int | None, opened: Opened, path: Any) -> Recipe:
+def _texts(words: object, path: Path) -> tuple[str, ...]:
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ModelError(f"{path}: skiplist_words: expected a list of tokens, found {words!r}")
+    return tuple(words)
+
+
+def _expanded(recipe: Recipe, expansion: Any, limit: int | None, opened: Opened, path: Path) -> Recipe:
     """A query is filled up with mask tokens to a length, and cut at it unless the strategy is "min"."""
     length = expansion.get("length") if isinstance(expansion, dict) else None
     strategy = expansion.get("strategy", "fixed") if isinstance(expansion, dict) else None

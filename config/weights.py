@@ -31,6 +31,8 @@ def _parameters(path: Path) -> int:
 
 def shapes(path: Path) -> dict[str, list[int]]:
     """Name -> shape of the tensors in a safetensors file. Raises ModelError for a file that is none."""
+    if not path.is_file():
+        raise ModelError(f"{path.parent} has no {path.name}")
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > _MOST_HEADER:

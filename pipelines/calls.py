@@ -65,7 +65,7 @@ class SparseVector(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Outputs:
+class Embeddings:
     """Of a call that asked for several outputs, each for all texts in order; None for what was not asked for."""
 
     dense: np.ndarray | Vectors | None
@@ -83,6 +83,7 @@ class Call:
 
     requests: list[Request]
     starts: list[int]
+    outputs: tuple[str, ...] = ()  # of encode, as asked for
 
     @property
     def count(self) -> int:
@@ -107,7 +108,7 @@ def plan(verb: str, model: str, inputs: object, options: Mapping[str, Any], into
         Request(verb, model, given[start:stop], asked, into, names[start:stop])
         for start, stop in itertools.pairwise(starts)
     ]
-    return Call(requests, starts)
+    return Call(requests, starts, asked.outputs)
 
 
 def _listed(values: object, what: str) -> list[Any]:
@@ -247,19 +248,18 @@ def _merged(call: Call, verb: str, answers: list[wire.Answer | None], dims: int)
         return whole
     if verb == "score":
         return _joined(call, [answer and answer.scores for answer in answers], np.zeros(0, np.float32))
-    asked = set(call.requests[0].options.outputs) if call.requests else set[str]()
     given = [answer for answer in answers if answer]
     sparse, multi = (
         _listed_for(call, answers, name)
-        if output in asked or any(getattr(answer, name) is not None for answer in given)
+        if output in call.outputs or any(getattr(answer, name) is not None for answer in given)
         else None
         for output, name in (("sparse", "sparse"), ("multi_vector", "multi_vectors"))
     )
-    only_lists = (sparse is not None or multi is not None) and "dense" not in asked
+    only_lists = (sparse is not None or multi is not None) and "dense" not in call.outputs
     dense = None if only_lists and all(answer.vectors is None for answer in given) else _dense(call, answers, dims)
     sparse = None if sparse is None else [SparseVector(*one) for one in sparse]
     told = [one for one in (dense, sparse, multi) if one is not None]
-    return told[0] if len(told) == 1 else Outputs(dense, sparse, multi)
+    return told[0] if len(told) == 1 else Embeddings(dense, sparse, multi)
 
 
 def _listed_for(call: Call, answers: list[wire.Answer | None], name: str) -> list[Any]:

@@ -23,10 +23,10 @@ from ..schedulers.messages import request_message
 from ..schedulers.routing import route
 from .calls import (
     Call,
+    Embeddings,
     EncodeOptions,
     Inputs,
     Options,
-    Outputs,
     ScoreOptions,
     SparseVector,
     Vectors,
@@ -35,7 +35,7 @@ from .calls import (
     plan,
 )
 
-__all__ = ["AsyncClient", "AsyncTicket", "Client", "Outputs", "SparseVector", "Ticket", "Vectors"]
+__all__ = ["AsyncClient", "AsyncTicket", "Client", "Embeddings", "SparseVector", "Ticket", "Vectors"]
 
 OnError = Literal["raise", "return"]
 WhenFull = Literal["wait", "fail"]
@@ -95,7 +95,7 @@ class _Verbs(Generic[Answered, Ticketed]):
     ) -> Answered:
         """One vector per text, in order: float32 (or float16) array (n, dims); Vectors for vector_type int8 and binary.
 
-        Of a sparse model a list of SparseVector, of a multi-vector model a list of arrays (tokens, dims); Outputs, which has
+        Of a sparse model a list of SparseVector, of a multi-vector model a list of arrays (tokens, dims); Embeddings, which has
         each, if several `outputs` are asked for.
         """
         return self._ask("encode", model, texts, options, timeout_s, on_error, when_full)

@@ -122,7 +122,8 @@ def query_recipe(entry: dict[str, Any]) -> tuple[Recipe, Path]:
         precision=stored.precision,
         outputs=stored.outputs,
         dims=stored.dims or stored.token_dims,
-        prompt="none" if entry["prompt"] == "none" else "query",
+        # Of other outputs, it is the prompt that says which side of the model a text is on.
+        prompt="none" if entry["prompt"] == "none" and "dense" in stored.outputs else "query",
     )
     if recipe.content != stored.content:
         raise ModelError(

@@ -285,6 +285,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], dict[str, Any], str]] = {
         {"prompt": "query"},
         "no MultiVectorMask says that this counts",
     ),
+    "words that are none": (
+        lambda path: models_outputs.pylate(path, skiplist_words="!"),
+        {},
+        "skiplist_words: expected a list of tokens, found '!'",
+    ),
     "no mask token": (without_mask, {"prompt": "query"}, "no mask_token to fill queries up with"),
     "heads as .pt": (
         lambda path: models_outputs.bge_m3(path, heads="pt"),

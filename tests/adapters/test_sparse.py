@@ -282,6 +282,12 @@ def test_lexical_weights_are_those_of_flag_embedding(bge_m3: Path):
 # -- what is refused
 
 
+def outside(path: Path) -> Path:
+    text = (path / "router_config.json").read_text().replace("document_0_Transformer", "../other")
+    (path / "router_config.json").write_text(text)
+    return path
+
+
 def without_route(path: Path) -> Path:
     found = json.loads((path / "router_config.json").read_text())
     del found["structure"]["query"]
@@ -308,6 +314,11 @@ REFUSED = {
     ),
     "unknown output": (models_outputs.splade, {"outputs": ("spares",)}, "did you mean 'sparse'"),
     "top_k of a dense vector": (lambda path: models.tiny_encoder(path), {"top_k": 4}, "top_k is for sparse output"),
+    "a route that leads outside": (
+        lambda path: outside(models_outputs.inference_free(path)),
+        {},
+        "path '../other' is not a sub-folder",
+    ),
     "a route that is not there": (
         lambda path: without_route(models_outputs.inference_free(path)),
         {"prompt": "query"},

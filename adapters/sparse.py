@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ..config.outputs import SPARSE
 from ..config.recipe import Recipe
-from ..config.token_outputs import SPARSE_LINEAR
+from ..config.sparse import SPARSE_LINEAR
 from .dense import Projection
 from .heads import Columns, as_asked
 from .packed import Batch

@@ -17,7 +17,7 @@ from .errors import ModelError
 from .hub import Checkpoint, locate
 from .modules import Module, is_routed, line_of, read_modules
 from .recipe import Recipe
-from .token_outputs import SPARSE_LINEAR
+from .sparse import SPARSE_LINEAR
 from .wishes import Opened, Wishes
 
 __all__ = ["POSITIONS_AFTER_PADDING", "Checkpoint", "locate", "resolve"]

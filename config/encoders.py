@@ -10,8 +10,9 @@ from .errors import ModelError, nearest
 from .hub import SENTENCE_TRANSFORMERS, prompt_named
 from .kinds import verb_of
 from .modules import hidden_size, line_of, read_pooling
+from .multi_vector import STANFORD, settle_multi_vector
 from .recipe import Recipe
-from .token_outputs import STANFORD, settle_multi_vector, settle_sparse
+from .sparse import settle_sparse
 from .weights import shapes
 from .wishes import Opened, Wishes
 

@@ -35,6 +35,9 @@ class Segments:
     edges: torch.Tensor  # int32 (texts + 1,), on the device: cumulative lengths from 0
     longest: int
     runs: list[tuple[int, int, int]]  # (first token, texts, tokens per text)
+    keys: torch.Tensor | None = (
+        None  # int64 (texts,), on the device: only so many first tokens of each are seen; None: all
+    )
 
     @classmethod
     def of(cls, lengths: torch.Tensor, device: torch.device) -> Segments:
@@ -120,7 +123,8 @@ def packed_attention(
     causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    return backend.attend(q, k, v, segments, Shape(scale, causal, sliding_window))[None], None
+    attend = backend.attend if segments.keys is None else attend_to_some
+    return attend(q, k, v, segments, Shape(scale, causal, sliding_window))[None], None
 
 
 def no_mask(*_: Any, attention_mask: torch.Tensor | None = None, **__: Any) -> None:
@@ -145,6 +149,31 @@ def attend_in_runs(
         stop = start + count * size
         q, k, v, o = (t[start:stop].unflatten(0, (count, size)).transpose(1, 2) for t in (query, key, value, out))
         o.copy_(_sdpa(q, k, v, size, shape))
+    return out
+
+
+def attend_to_some(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, shape: Shape
+) -> torch.Tensor:
+    """torch's SDPA, once per run of equally long texts, where a text's last tokens see the others and nobody sees them."""
+    assert segments.keys is not None
+    out, first = query.new_empty(query.shape[0], query.shape[1], value.shape[2]), 0
+    for start, count, size in segments.runs:
+        stop = start + count * size
+        q, k, v, o = (t[start:stop].unflatten(0, (count, size)).transpose(1, 2) for t in (query, key, value, out))
+        places = torch.arange(size, device=q.device)
+        seen = (places < segments.keys[first : first + count, None])[:, None, None]  # (texts, 1, 1, keys)
+        distance = places[:, None] - places[None, :]
+        if shape.window is not None:
+            seen = seen & (distance.abs() < shape.window)
+        if shape.causal:
+            seen = seen & (distance >= 0)
+        o.copy_(
+            F.scaled_dot_product_attention(
+                q, k, v, attn_mask=seen, scale=shape.scale, enable_gqa=q.shape[1] != k.shape[1]
+            )
+        )
+        first += count
     return out
 
 

@@ -6,7 +6,7 @@ Follows sentence-transformers' modules (Transformer, Pooling, Dense, Normalize) 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..config.errors import ModelError
@@ -94,28 +93,48 @@ ACTIVATIONS = {name: getattr(nn, name.rpartition(".")[2]) for name in DENSE_ACTI
 
 
 class Projection(nn.Module):
-    """sentence-transformers' Dense module: linear, activation. config.modules has checked what the folder says."""
+    """sentence-transformers' Dense module: linear, activation, residual. config.modules has checked what the folder says.
 
-    def __init__(self, folder: Path) -> None:
+    `place` may be a safetensors file too, with a linear layer and nothing after it, as BGE-M3 and Stanford's ColBERT have.
+    """
+
+    def __init__(self, place: Path) -> None:
         super().__init__()
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        name = config.get("activation_function", "torch.nn.modules.activation.Tanh")
-        weights = folder / "model.safetensors"
-        if not weights.is_file():
-            raise ModelError(f"{folder} has no model.safetensors; other weight formats are refused")
-        try:
-            stored = load_file(weights)
-        except SafetensorError as error:
-            raise ModelError(f"{weights} cannot be read: {error}") from error
-        if "linear.weight" not in stored:
+        config = {"activation_function": "torch.nn.modules.linear.Identity"}
+        weights = place
+        if place.suffix != ".safetensors":
+            config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+            weights = place / "model.safetensors"
+        names = ("linear.weight", "linear.bias", "residual.weight", "weight", "bias")
+        stored = read_tensors(weights, names)
+        matrix = stored.get("linear.weight", stored.get("weight"))
+        if matrix is None:
             raise ModelError(f"{weights} has no linear.weight")
-        tensors = {key: tensor.float() for key, tensor in stored.items()}
-        self.weight = nn.Parameter(tensors["linear.weight"], requires_grad=False)
-        self.bias = nn.Parameter(tensors["linear.bias"], requires_grad=False) if "linear.bias" in tensors else None
-        self.activation = ACTIVATIONS[name]()
+        self.weight = nn.Parameter(matrix, requires_grad=False)
+        bias = stored.get("linear.bias", stored.get("bias"))
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.activation = ACTIVATIONS[config.get("activation_function", "torch.nn.modules.activation.Tanh")]()
+        self.residual = nn.Identity() if config.get("use_residual") else None
+        if self.residual is not None and matrix.shape[0] != matrix.shape[1]:
+            if "residual.weight" not in stored:
+                raise ModelError(f"{weights} has no residual.weight, and its config.json says use_residual")
+            self.residual = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False)
+            self.residual.weight = nn.Parameter(stored["residual.weight"], requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.activation(F.linear(x, self.weight, self.bias))
+        found = self.activation(F.linear(x, self.weight, self.bias))
+        return found if self.residual is None else found + self.residual(x)
+
+
+def read_tensors(path: Path, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Those of the named tensors that a safetensors file has, as float32. Raises ModelError where it cannot be read."""
+    if not path.is_file():
+        raise ModelError(f"{path.parent} has no {path.name}; other weight formats are refused")
+    try:
+        with safe_open(path, "pt") as stored:
+            return {name: stored.get_tensor(name).float() for name in names if name in stored.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
 
 
 # -- stored vector types: float32 (items, dims) -> the stored array, and a float32 scale per item or None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from .packed import Batch
@@ -18,3 +19,16 @@ class Head(Protocol):
     def __call__(self, output: Any, batch: Batch) -> Columns:
         """`output`: transformers' for the batch, longest item first; `batch.order` says where each item stands in the request."""
         ...
+
+
+def as_asked(counts: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For lists laid end to end in packed order, `counts` long: the index that puts them in the order asked for, and their offsets.
+
+    counts, order: int64 (items,); the index is int64 (total,), the offsets int32 (items + 1,).
+    """
+    packed = np.empty(len(order), np.int64)
+    packed[order] = np.arange(len(order))
+    starts, lengths = (np.cumsum(counts) - counts)[packed], counts[packed]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    index = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+    return index, offsets.astype(np.int32)

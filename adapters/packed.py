@@ -79,7 +79,7 @@ class PackedModel:
 
         Raises ModelError if the checkpoint is incomplete, unsafe, or cannot be run packed.
         """
-        self.device = _device(device)
+        self.device = device_of(device)
         dtype = DTYPES[recipe.precision]
         self.streams = 1
         if self.device.type == "cpu":
@@ -225,7 +225,7 @@ def _result(output: Any) -> torch.Tensor:
     return found.flatten(0, 1) if found.dim() == 3 else found
 
 
-def _device(wanted: str) -> torch.device:
+def device_of(wanted: str) -> torch.device:
     """The device of a name that `check_device` let pass."""
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

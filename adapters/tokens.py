@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from tokenizers import Encoding, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer
 
 from ..config.errors import ModelError
 from ..config.outputs import chunk_fields
@@ -49,6 +49,14 @@ class Ragged:
         np.cumsum(lengths, out=offsets[1:])
         index = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
         return Ragged(self.tokens[index], offsets, None if self.types is None else self.types[index])
+
+    def filled(self, length: int, token: int) -> Ragged:
+        """The items, those that are shorter filled up with `token`."""
+        lengths = np.maximum(self.lengths, length)
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        tokens = np.full(offsets[-1], token, np.int32)
+        tokens[np.repeat(offsets[:-1] - self.offsets[:-1], self.lengths) + np.arange(len(self.tokens))] = self.tokens
+        return Ragged(tokens, offsets)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -95,11 +103,15 @@ class TextTokenizer:
             raise ModelError(f"{path} cannot be read: {error}") from error
         self._whole.no_padding()
         self._whole.no_truncation()
+        self._mark(path, recipe)
+        self._special = recipe.architecture not in ("static", "idf")  # a table has no row for what begins a text
         self._cut = Tokenizer.from_str(self._whole.to_str())
         self._cut.enable_truncation(recipe.max_tokens)  # longest first, as the reference does
         self.recipe = recipe
         self.prompt_tokens = self._count_prompt(recipe.prompt)
-        self.overhead = len(self._whole.encode(self._shape(recipe.prompt)).ids)  # prompt and special tokens
+        self.overhead = len(
+            self._whole.encode(self._shape(recipe.prompt), add_special_tokens=self._special).ids
+        )  # prompt and special tokens
         limit = (recipe.chunk_tokens if recipe.long_text == "chunk" else 0) or recipe.max_tokens
         pair = self._whole.num_special_tokens_to_add(True) + 1 if recipe.task == "score" else 0
         if limit <= max(self.overhead, pair):
@@ -107,11 +119,32 @@ class TextTokenizer:
                 f"{limit} tokens leave no room for a text: prompt and special tokens take {max(self.overhead, pair)}"
             )
 
+    def _mark(self, path: Path, recipe: Recipe) -> None:
+        """Markers that the tokenizer would cut into pieces become tokens. Stanford's are a must, PyLate's may be plain text."""
+        for marker in recipe.markers:
+            token = next((one for one in (marker, marker.strip()) if self._whole.token_to_id(one) is not None), None)
+            if token is None and recipe.token_modules == ("model.safetensors",):
+                raise ModelError(f"{path} has no token {marker.strip()!r}, with which the model's texts begin")
+            if token is not None and self._whole.encode(token, add_special_tokens=False).tokens != [token]:
+                self._whole.add_special_tokens([AddedToken(token, normalized=False, special=True)])
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids there are, added ones included."""
+        return self._whole.get_vocab_size()
+
+    def ids_of(self, tokens: Sequence[str], *, all_needed: bool = True) -> list[int]:
+        """Their ids. Raises ModelError for one that is none, or leaves it out."""
+        found = [self._whole.token_to_id(token) for token in tokens]
+        if all_needed and None in found:
+            raise ModelError(f"the tokenizer has no token {tokens[found.index(None)]!r}, which the model needs")
+        return [one for one in found if one is not None]
+
     def _count_prompt(self, prompt: str) -> int:
         """Tokens that a prompt puts before a text, a leading special token included (as sentence-transformers counts)."""
         if not prompt:
             return 0
-        encoding = self._whole.encode(self._shape(prompt))
+        encoding = self._whole.encode(self._shape(prompt), add_special_tokens=self._special)
         count = len(encoding.ids) - int(bool(encoding.special_tokens_mask) and encoding.special_tokens_mask[-1])
         if count + 1 >= self.recipe.max_tokens:
             raise ModelError(
@@ -137,12 +170,12 @@ class TextTokenizer:
         a book takes seconds to tokenise, and the device would wait for it.
         """
         if not cut:
-            return self._whole.encode_batch(texts)
+            return self._whole.encode_batch(texts, add_special_tokens=self._special)
         given = [_beginning(text, self.recipe.max_tokens) if isinstance(text, str) else text for text in texts]
-        found = self._cut.encode_batch(given)
+        found = self._cut.encode_batch(given, add_special_tokens=self._special)
         for place, (text, part) in enumerate(zip(texts, given, strict=True)):
             if len(part) < len(text) and not self._reaches_past_the_limit(found[place]):
-                found[place] = self._cut.encode(text)
+                found[place] = self._cut.encode(text, add_special_tokens=self._special)
         return found
 
     def _reaches_past_the_limit(self, encoding: Encoding) -> bool:

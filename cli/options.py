@@ -42,6 +42,11 @@ def model_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
     ]
 
 
+def _names(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """dense,sparse -> both; nothing where the option is left out."""
+    return tuple(name.strip() for name in (value or "").split(",") if name.strip())
+
+
 SOURCE: tuple[Decorator, ...] = (
     click.argument("paths", metavar="SOURCE...", nargs=-1, required=True),
     click.option("--format", type=_choice(*FORMATS), help="What the sources are.  [default: by their endings]"),
@@ -76,7 +81,11 @@ MODEL: tuple[Decorator, ...] = (
         help="The model's name in the catalogue (lading models), for what its files do not say.  [default: its name on the hub]",
     ),
     click.option("--max-tokens", metavar="N", type=COUNT, help="Per text.  [default: what the checkpoint says]"),
-    click.option("--column", metavar="COL", help="Name of the result column.  [default: vector, score or entities]"),
+    click.option(
+        "--column",
+        metavar="COL",
+        help="Name of the result column.  [default: vector, sparse, multi_vector, score or entities]",
+    ),
 )
 
 ENCODE: tuple[Decorator, ...] = (
@@ -147,6 +156,22 @@ LIMIT: tuple[Decorator, ...] = (
 )
 
 VECTOR: tuple[Decorator, ...] = (
+    click.option(
+        "--outputs",
+        metavar="NAMES",
+        callback=_names,
+        help="dense, sparse, multi_vector, or several: dense,sparse.  [default: what the model is made for]",
+    ),
+    click.option("--top-k", metavar="N", type=COUNT, help="sparse: the largest weights only.  [default: all]"),
+    click.option(
+        "--threshold", metavar="X", type=click.FloatRange(min=0), help="sparse: weights above this only.  [default: 0]"
+    ),
+    click.option(
+        "--token-pooling",
+        metavar="N",
+        type=COUNT,
+        help="multi_vector: tokens joined into one vector for so many.  [default: 1]",
+    ),
     click.option(
         "--dims", metavar="N", type=COUNT, help="Length of the vectors (Matryoshka).  [default: the model's own]"
     ),

@@ -7,6 +7,7 @@ something Lading does not do, the model is refused: a result that is nearly righ
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from . import catalogue, encoders, extractors, scorers
 from .content import check_safe, content_hash, integer_at, read_json, text_at
 from .errors import ModelError
 from .hub import Checkpoint, locate
-from .modules import read_modules
+from .modules import Module, is_routed, line_of, read_modules
 from .origins import OPTION, origins_of
 from .recipe import Recipe
+from .sparse import SPARSE_LINEAR
 from .wishes import Opened, Wishes
 
 __all__ = ["POSITIONS_AFTER_PADDING", "Checkpoint", "locate", "resolve", "resolve_with_origins"]
@@ -36,6 +38,10 @@ _TRANSFORMER_KEYS = {
     "module_output_name",
     "unpad_inputs",
 }
+_LATE_KEYS = {"query_length", "document_length", "query_expansion"}  # of multi-vector models
+# Modules that look tokens up in a table, and what a recipe calls a model of this kind.
+TABLES = {"StaticEmbedding": "static", "SparseStaticEmbedding": "idf"}
+NO_LIMIT = 1 << 20  # tokens of a text: more than a request or a page has
 # Position ids of these start at pad_token_id + 1, so the first rows of the position table go unused.
 # fmt: off
 POSITIONS_AFTER_PADDING = frozenset({
@@ -61,47 +67,83 @@ def resolve(checkpoint: Checkpoint, *, task: str, **wishes: Any) -> Recipe:
 def resolve_with_origins(checkpoint: Checkpoint, *, task: str, **wishes: Any) -> tuple[Recipe, dict[str, str]]:
     """`resolve`, and for each field of the recipe where its value came from, in words (config/origins.py)."""
     wish, folder = Wishes(**wishes), checkpoint.folder
-    check_safe(folder)
+    modules = read_modules(folder, "query" if wish.prompt == "query" else "document")
+    home, table = folder / modules[0].path, modules[0].kind in TABLES
+    check_safe(home, table=table)
     known = catalogue.of(checkpoint, wish.known_as)
     if wish.known_as and known is not None and known.task != task:
         raise ModelError(
             f"{known.name} is a model for `{known.task}`, so {checkpoint.name} is not known as that for `{task}`"
         )
-    opened = Opened(checkpoint, read_json(folder / "config.json"), read_modules(folder), known)
-    saved_in, transformer = _transformer_config(folder)
-    opened.note("lower_case", saved_in)
-    limit = _max_tokens(opened, saved_in, transformer, wish.max_tokens)
-    if wish.chunk_tokens > limit:
-        raise ModelError(f"chunk_tokens {wish.chunk_tokens} is above the {limit} tokens that {checkpoint.name} takes")
-    chunk = wish.chunk_tokens or limit
-    if wish.long_text == "chunk" and wish.chunk_overlap > chunk // 2:
-        raise ModelError(f"chunk_overlap {wish.chunk_overlap} is more than half of a chunk's {chunk} tokens")
+    keys = _TRANSFORMER_KEYS | (_LATE_KEYS if line_of(modules) == "multi_vector" else set())
+    saved_in, transformer = ("", {}) if table else _transformer_config(home, keys)
+    config = read_json(home / "config.json")
+    positions = None if table else _positions(home, config)
+    opened = Opened(checkpoint, config, modules, known, transformer=transformer, positions=positions)
+    if table:
+        limit = _table_tokens(home, modules[0].kind, wish.max_tokens)
+    else:
+        opened.note("lower_case", saved_in)
+        limit = _max_tokens(opened, home, saved_in, wish.max_tokens)
     recipe = Recipe(
         task=task,
         content="",
-        architecture=text_at(opened.config, "model_type", folder / "config.json"),
+        architecture=TABLES.get(modules[0].kind) or text_at(opened.config, "model_type", home / "config.json"),
         max_tokens=limit,
         lower_case=bool(transformer.get("do_lower_case")),
         precision=wish.precision,
         long_text=wish.long_text,
-        chunk_tokens=0 if wish.chunk_tokens == limit else wish.chunk_tokens,
         chunk_overlap=wish.chunk_overlap,
     )
     recipe = _SETTLE[task](recipe, opened, wish)  # refuses before gigabytes are hashed
     for name, origin in opened.origins.items():
         if origin.startswith("catalogue"):
             _log.info("%s: %s is %r: %s", checkpoint.name, name, getattr(recipe, name), origin)
-    content = content_hash(folder, [module.path for module in opened.modules if module.path])
-    return dataclasses.replace(recipe, content=content), origins_of(recipe, opened, wish)
+    if wish.chunk_tokens > recipe.max_tokens:
+        raise ModelError(
+            f"chunk_tokens {wish.chunk_tokens} is above the {recipe.max_tokens} tokens that {checkpoint.name} takes"
+        )
+    chunk = wish.chunk_tokens or recipe.max_tokens
+    if wish.long_text == "chunk" and wish.chunk_overlap > chunk // 2:
+        raise ModelError(f"chunk_overlap {wish.chunk_overlap} is more than half of a chunk's {chunk} tokens")
+    if wish.long_text == "chunk" and recipe.expand_to:
+        raise ModelError(
+            "queries that are filled up to a length cannot be chunked: long_text must be truncate or reject"
+        )
+    recipe = dataclasses.replace(recipe, chunk_tokens=0 if chunk == recipe.max_tokens else wish.chunk_tokens)
+    heads = [*recipe.token_modules, *([SPARSE_LINEAR] if recipe.sparse == "lexical" else [])]
+    recipe = dataclasses.replace(recipe, content=_content(folder, modules, heads))
+    return recipe, origins_of(recipe, opened, wish)
 
 
-def _transformer_config(folder: Path) -> tuple[str, dict[str, Any]]:
+def _content(folder: Path, modules: list[Module], heads: list[str]) -> str:
+    """The same for queries and documents: where each has modules of its own, those of both count."""
+    lines = [read_modules(folder, side) for side in ("document", "query")] if is_routed(folder) else [modules]
+    hashes: list[str] = []
+    for line in lines:
+        part, paths = line[0].path, [module.path for module in line[1:] if module.path]
+        hashes.append(content_hash(folder, paths, part=part, files=heads))
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _table_tokens(home: Path, kind: str, wanted: int) -> int:
+    """A table has no limit of its own but what its tokenizer is set to; each kind is cut by another of its files."""
+    if kind == "StaticEmbedding":
+        path, key = home / "tokenizer.json", "max_length"
+        found = read_json(path).get("truncation") or {}
+    else:
+        path, key = home / "tokenizer_config.json", "model_max_length"
+        found = read_json(path)
+    return wanted or min(integer_at(found, (key,), path) or NO_LIMIT, NO_LIMIT)
+
+
+def _transformer_config(folder: Path, known: set[str]) -> tuple[str, dict[str, Any]]:
     """The settings of the Transformer module, and the name of their file."""
     path = next(
         (folder / name for name in _TRANSFORMER_CONFIGS if (folder / name).is_file()), folder / _TRANSFORMER_CONFIGS[0]
     )
     found = read_json(path)
-    unread = sorted(key for key, value in found.items() if key not in _TRANSFORMER_KEYS and value)
+    unread = sorted(key for key, value in found.items() if key not in known and value)
     if unread:
         raise ModelError(f"{path}: sets {', '.join(unread)}, which Lading does not apply, so its results would differ")
     method = (found.get("modality_config") or {}).get("text", {"method": "forward"})
@@ -110,23 +152,28 @@ def _transformer_config(folder: Path) -> tuple[str, dict[str, Any]]:
     return path.name, found
 
 
-def _max_tokens(opened: Opened, saved_in: str, transformer: dict[str, Any], wanted: int) -> int:
-    """What the checkpoint says (its own max_seq_length, else the tokenizer's), else the catalogue, never above its positions; or `wanted`.
-
-    The saved figure may exceed the positions (514 for RoBERTa, whose first usable one is 2): the reference fails on
-    such a text, here it is cut.
-    """
-    folder, config, known = opened.folder, opened.config, opened.known
+def _positions(folder: Path, config: dict[str, Any]) -> int | None:
+    """Tokens that the model has positions for; None: any number."""
     positions = integer_at(config, ("max_position_embeddings", "n_positions"), folder / "config.json")
     if positions is not None and positions < 1:  # XLNet writes -1: no table of positions
         positions = None
     if positions is not None and config.get("model_type") in POSITIONS_AFTER_PADDING:
         pad = integer_at(config, ("pad_token_id",), folder / "config.json")
         positions -= (1 if pad is None else pad) + 1
+    return positions
+
+
+def _max_tokens(opened: Opened, home: Path, saved_in: str, wanted: int) -> int:
+    """What the checkpoint says (its own max_seq_length, else the tokenizer's), else the catalogue, never above its positions; or `wanted`.
+
+    The saved figure may exceed the positions (514 for RoBERTa, whose first usable one is 2): the reference fails on
+    such a text, here it is cut.
+    """
+    folder, positions, known = home, opened.positions, opened.known
     if known is not None and positions is not None and known.max_tokens > positions:
         known.disagree("max_tokens", f"{folder / 'config.json'} has {positions} positions")
     name = saved_in
-    own = integer_at(transformer, ("max_seq_length",), folder / name)
+    own = integer_at(opened.transformer, ("max_seq_length",), folder / name)
     if own is None:
         name = "tokenizer_config.json"
         own = integer_at(read_json(folder / name), ("model_max_length", "max_len"), folder / name)

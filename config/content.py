@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
 # What, beside the weights, can change a result.
 _CONFIGS = ("config.json", "modules.json", "config_sentence_transformers.json")
+_TABLES = ("idf.json", "router_config.json", "artifact.metadata")  # of some sparse and multi-vector models
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _HASH_CACHE = "file-hashes.json"
 _CACHED_FROM_BYTES = 1 << 20  # smaller files are hashed faster than they are looked up
@@ -79,9 +81,12 @@ def integer_at(found: dict[str, Any], keys: tuple[str, ...], path: Path) -> int 
     return None
 
 
-def check_safe(folder: Path) -> None:
-    """Raise ModelError unless `folder` holds a model that loads without running anybody's code, whole."""
-    if not (folder / "config.json").is_file():
+def check_safe(folder: Path, *, table: bool = False) -> None:
+    """Raise ModelError unless `folder` holds a model that loads without running anybody's code, whole.
+
+    `table`: a lookup table beside its tokenizer, which has no config.json.
+    """
+    if not table and not (folder / "config.json").is_file():
         lora = " (adapter_config.json: a LoRA adapter; merge it into its base model first)"
         raise ModelError(
             f"{folder}: no config.json{lora if (folder / 'adapter_config.json').exists() else ': not a model folder'}"
@@ -92,7 +97,8 @@ def check_safe(folder: Path) -> None:
                 f"{folder / name}: has `auto_map`, so the model needs Python code from its own repository, which Lading never runs; "
                 "use a checkpoint of an architecture that transformers itself has"
             )
-    weight_files(folder)
+    if not (table and (folder / "idf.json").is_file()):
+        weight_files(folder)
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(
             f"{folder}: no tokenizer.json; make it from the older tokenizer files with: "
@@ -132,16 +138,21 @@ def _is_plain_name(name: object) -> bool:
     return isinstance(name, str) and name.endswith(".safetensors") and os.path.basename(name) == name
 
 
-def content_hash(folder: Path, modules: list[str]) -> str:
+def content_hash(folder: Path, modules: list[str], *, part: str = "", files: Sequence[str] = ()) -> str:
     """sha256 over name and content of every file that can change a result; `modules` are sub-folders that count.
 
+    `part`: the sub-folder with the model's own files, "" for `folder`; `files`: further weights in it that are used.
     Independent of where the folder lies and of READMEs, other formats' weights and the like.
     """
-    files = [folder / name for name in (*_CONFIGS, *_TOKENIZER)] + sorted(folder.glob("sentence_*_config.json"))
-    files += weight_files(folder)
+    home = folder / part
+    named = [home / name for name in (*_CONFIGS, *_TOKENIZER, *_TABLES, *files)]
+    named += sorted(home.glob("sentence_*_config.json"))
+    if part:
+        named += [folder / name for name in (*_CONFIGS, *_TABLES)]
+    named += [] if (home / "idf.json").is_file() else weight_files(home)
     for module in modules:
-        files += [folder / module / "config.json", folder / module / WEIGHTS]
-    present = sorted({file.relative_to(folder).as_posix(): file for file in files if file.is_file()}.items())
+        named += [folder / module / "config.json", folder / module / WEIGHTS]
+    present = sorted({file.relative_to(folder).as_posix(): file for file in named if file.is_file()}.items())
     known = _read_cache()
     total, fresh = hashlib.sha256(), {}
     for name, file in present:

@@ -57,6 +57,26 @@ def saved_prompts(folder: Path) -> dict[str, str]:
     return {name: text or "" for name, text in found.items()}
 
 
+def prompt_named(folder: Path, name: str, prompts: dict[str, str] | None = None) -> str:
+    """The text of a prompt: documents and queries have other names in some checkpoints, and fall back to its default.
+
+    `prompts`: instead of those that the checkpoint names.
+    """
+    if name == "none":
+        return ""
+    prompts = saved_prompts(folder) if prompts is None else prompts
+    for candidate in {"document": ("document", "passage", "corpus")}.get(name, (name,)):
+        if candidate in prompts:
+            return prompts[candidate]
+    if name not in ("document", "query"):
+        hint = nearest(name, {*prompts, "document", "query", "none"})
+        raise ModelError(f"{folder / SENTENCE_TRANSFORMERS}: no prompt {name!r}{hint} (or give a text: prompt_text)")
+    default = read_json(folder / SENTENCE_TRANSFORMERS).get("default_prompt_name")
+    if default is not None and default not in prompts:
+        raise ModelError(f"{folder / SENTENCE_TRANSFORMERS}: default_prompt_name {default!r} is none of its prompts")
+    return prompts[default] if default is not None else ""
+
+
 def locate(model: str, revision: str = "", *, offline: bool | None = None) -> Checkpoint:
     """Find `model`: an existing folder first, then the hub's local cache, then (unless `offline`) the hub.
 
@@ -129,6 +149,7 @@ def _is_whole(folder: Path) -> bool:
             return False
     needed = [folder / name for name in routed]
     needed += [folder / path / _PARTS.get(kind, "") for path, kind in modules.items() if path and kind != "Normalize"]
+    needed += [folder / path / "tokenizer.json" for path, kind in modules.items() if kind == "StaticEmbedding"]
     return all(one.exists() for one in needed)
 
 
@@ -166,7 +187,7 @@ def _wanted(names: list[str], folders: list[str], shards: set[str]) -> list[str]
         elif name.endswith(".safetensors"):
             wanted = name in weights or not name.startswith(_OTHER_COPIES)
         else:
-            wanted = name.endswith((".json", *older))
+            wanted = name == "artifact.metadata" or name.endswith((".json", *older))
         found += [name] * wanted
     return found
 

@@ -1,11 +1,12 @@
-"""What modules.json and the folders it names say about how token vectors become a text's vector.
+"""What modules.json and the folders it names say about how token vectors become a text's results.
 
-Known: Transformer, Pooling, any number of Dense, Normalize, in this order, as sentence-transformers 2 to 6 saves them.
+Known are four lines of modules, as sentence-transformers 2 to 6 and PyLate save them; a Router is the line of its route.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,54 +39,115 @@ DENSE_ACTIVATIONS = (
     "torch.nn.modules.activation.SiLU",
     "torch.nn.modules.activation.Tanh",
 )
+# Module -> its letter in the lines below.
+_LETTERS = {
+    "Transformer": "T",
+    "Pooling": "P",
+    "Dense": "D",
+    "Normalize": "N",
+    "SpladePooling": "S",
+    "SparseStaticEmbedding": "I",
+    "StaticEmbedding": "L",
+    "MultiVectorMask": "M",
+}
+_LINES = {
+    "dense": "T(PD*N?)?",
+    "static": "LN?",
+    "sparse": "TS",
+    "idf": "I",
+    "multi_vector": "TD+(MN?|NM?)?",
+}
+_OTHER_NAMES = {
+    "MLMTransformer": "Transformer",
+    "pylate.models.Dense.Dense": "sentence_transformers.Dense",
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Module:
-    kind: str  # Transformer | Pooling | Dense | Normalize
+    kind: str  # a key of _LETTERS
     path: str  # sub-folder, "" for the checkpoint's own folder
 
 
-def read_modules(folder: Path) -> list[Module]:
-    """The pipeline of modules.json; without one [Transformer, Pooling], which is mean pooling and nothing after it."""
+def read_modules(folder: Path, side: str = "document") -> list[Module]:
+    """The pipeline of modules.json; without one [Transformer, Pooling], which is mean pooling and nothing after it.
+
+    `side`: query or document, where a Router has a line of modules for each.
+    """
     path = folder / "modules.json"
     listed = read_json_list(path)
     if listed is None:
-        return [Module("Transformer", ""), Module("Pooling", "")]
-    modules = []
-    for one in listed:
-        kind, where = text_at(one, "type", path), one.get("path") or ""
-        package, _, name = kind.rpartition(".")
-        if not package.startswith("sentence_transformers.") or name not in (
-            "Transformer",
-            "Pooling",
-            "Dense",
-            "Normalize",
-        ):
-            raise ModelError(
-                f"{path}: module {kind} is none that Lading knows (Transformer, Pooling, Dense, Normalize)"
-            )
-        if not isinstance(where, str) or Path(where).is_absolute() or ".." in Path(where).parts:
-            raise ModelError(f"{path}: module {kind}: path {where!r} is not a sub-folder")
-        modules.append(Module(name, where))
-    order = [module.kind for module in modules]
-    tail = order[2:-1] if order[-1:] == ["Normalize"] else order[2:]
-    if order[:1] != ["Transformer"] or (order[1:] and (order[1] != "Pooling" or set(tail) - {"Dense"})):
+        kind = "StaticEmbedding" if read_json(folder / "config.json").get("model_type") == "model2vec" else ""
+        return [Module(kind, "")] if kind else [Module("Transformer", ""), Module("Pooling", "")]
+    if is_routed(folder):
+        return _route(folder, _inside(listed[0].get("path") or "", "Router", path), side)
+    modules = [_module(text_at(one, "type", path), one.get("path") or "", path) for one in listed]
+    line = line_of(modules)
+    if not line:
         raise ModelError(
-            f"{path}: {', '.join(order)}: Lading knows Transformer, Pooling, any number of Dense, Normalize, in this order"
+            f"{path}: {', '.join(one.kind for one in modules)}: Lading knows Transformer, Pooling, any number of Dense, Normalize, "
+            "in this order; Transformer, SpladePooling; Transformer, Dense, MultiVectorMask, Normalize; StaticEmbedding, Normalize"
         )
-    if modules[0].path:
+    if line in ("dense", "sparse", "multi_vector") and modules[0].path:
         raise ModelError(
             f"{path}: the Transformer lies in {modules[0].path}; move its files beside modules.json and set its path to ''"
         )
     return modules
 
 
-def read_pooling(folder: Path, config: dict[str, Any], modules: list[Module]) -> tuple[str, bool, int]:
+def is_routed(folder: Path) -> bool:
+    """Whether queries and documents go through modules of their own."""
+    listed = read_json_list(folder / "modules.json") or []
+    return len(listed) == 1 and str(listed[0].get("type")).endswith(".Router")
+
+
+def line_of(modules: list[Module]) -> str:
+    """Which of the known lines of modules this is: dense, static, sparse, idf, multi_vector; "" for none."""
+    letters = "".join(_LETTERS[module.kind] for module in modules)
+    return next((line for line, pattern in _LINES.items() if re.fullmatch(pattern, letters)), "")
+
+
+def _module(kind: str, where: object, path: Path, home: str = "") -> Module:
+    package, _, name = _OTHER_NAMES.get(kind, kind).rpartition(".")
+    name = _OTHER_NAMES.get(name, name)
+    if not f"{package}.".startswith("sentence_transformers.") or name not in _LETTERS:
+        raise ModelError(f"{path}: module {kind} is none that Lading knows ({', '.join(_LETTERS)})")
+    where = _inside(where, kind, path)
+    return Module(name, f"{home}/{where}" if home and where else home or where)
+
+
+def _inside(where: object, kind: str, path: Path) -> str:
+    """A module's sub-folder, "" for the checkpoint's own. Raises ModelError for a place outside of it."""
+    if not isinstance(where, str) or Path(where).is_absolute() or ".." in Path(where).parts:
+        raise ModelError(f"{path}: module {kind}: path {where!r} is not a sub-folder")
+    return "" if where == "." else where
+
+
+def _route(folder: Path, home: str, side: str) -> list[Module]:
+    """The line of modules that a Router has for queries or documents, as sentence-transformers finds it."""
+    path = folder / home / "router_config.json"
+    found = read_json(path)
+    routes, types = found.get("structure"), found.get("types")
+    parameters = found.get("parameters") or {}
+    followed = isinstance(parameters, dict) and not parameters.get("route_mappings")
+    if not isinstance(routes, dict) or not isinstance(types, dict) or not followed:
+        raise ModelError(
+            f"{path}: needs `structure` and `types`, and no `route_mappings`, which Lading does not follow"
+        )
+    names = routes.get(side)
+    if not isinstance(names, list) or not names:
+        raise ModelError(f"{path}: no route {side!r}, only {', '.join(map(repr, routes))}")
+    modules = [_module(str(types.get(name)), _inside(name, str(name), path), path, home) for name in names]
+    if line_of(modules) not in ("sparse", "idf"):
+        kinds = ", ".join(module.kind for module in modules)
+        raise ModelError(
+            f"{path}: route {side!r} is {kinds}; Lading knows Transformer, SpladePooling and SparseStaticEmbedding"
+        )
+    return modules
+
+
+def read_pooling(folder: Path, hidden: int, modules: list[Module]) -> tuple[str, bool, int]:
     """Pooling, whether the prompt's tokens count in it, and the dimensions after every Dense; each checked against the one before."""
-    hidden = integer_at(config, ("hidden_size", "dim", "d_model", "n_embd"), folder / "config.json")
-    if hidden is None:
-        raise ModelError(f"{folder / 'config.json'}: no hidden_size")
     pooling, include_prompt, dims, said_by = "mean", True, hidden, "config.json"
     for module in modules[1:]:
         path = folder / module.path / "config.json"
@@ -94,16 +156,29 @@ def read_pooling(folder: Path, config: dict[str, Any], modules: list[Module]) ->
             pooling, include_prompt = _pooling_mode(path, found), bool(found.get("include_prompt", True))
             takes = gives = integer_at(found, ("embedding_dimension", "word_embedding_dimension"), path)
         elif module.kind == "Dense":
-            takes, gives = _dense(path)
+            takes, gives = read_dense(path, "sentence_embedding")
         else:
-            _check_normalize(path)
+            check_input(path, read_json(path), "sentence_embedding")
             continue
-        if takes != dims:
-            raise ModelError(
-                f"{path}: takes {takes} dimensions, but {said_by} gives {dims}: the files do not belong together"
-            )
+        check_chain(path, takes, dims, said_by)
         dims, said_by = gives or dims, f"{module.path}/config.json"
     return pooling, include_prompt, dims
+
+
+def hidden_size(folder: Path, config: dict[str, Any]) -> int:
+    """Dimensions of a token's vector in the transformer."""
+    hidden = integer_at(config, ("hidden_size", "dim", "d_model", "n_embd"), folder / "config.json")
+    if hidden is None:
+        raise ModelError(f"{folder / 'config.json'}: no hidden_size")
+    return hidden
+
+
+def check_chain(path: Path, takes: int | None, dims: int, said_by: str) -> None:
+    """Raises ModelError unless what a module takes is what the one before gives."""
+    if takes != dims:
+        raise ModelError(
+            f"{path}: takes {takes} dimensions, but {said_by} gives {dims}: the files do not belong together"
+        )
 
 
 def _pooling_mode(path: Path, found: dict[str, Any]) -> str:
@@ -121,7 +196,8 @@ def _pooling_mode(path: Path, found: dict[str, Any]) -> str:
     return names[0]
 
 
-def _dense(path: Path) -> tuple[int, int]:
+def read_dense(path: Path, applied_to: str) -> tuple[int, int]:
+    """Dimensions that a Dense module takes and gives. `applied_to`: sentence_embedding, or token_embeddings."""
     found = read_json(path)
     takes, gives = integer_at(found, ("in_features",), path), integer_at(found, ("out_features",), path)
     if takes is None or gives is None:
@@ -129,18 +205,16 @@ def _dense(path: Path) -> tuple[int, int]:
     activation = found.get("activation_function", "torch.nn.modules.activation.Tanh")
     if activation not in DENSE_ACTIVATIONS:
         raise ModelError(f"{path}: activation_function {activation}{nearest(str(activation), DENSE_ACTIVATIONS)}")
-    _check_keys(path, found)
+    check_input(path, found, applied_to)
     weight_files(path.parent)
     return takes, gives
 
 
-def _check_normalize(path: Path) -> None:
-    _check_keys(path, read_json(path))
-
-
-def _check_keys(path: Path, found: dict[str, Any]) -> None:
+def check_input(path: Path, found: dict[str, Any], applied_to: str) -> None:
+    """Raises ModelError for a module that is applied to something else."""
+    what = "the text's vector" if applied_to == "sentence_embedding" else "every token's vector"
     for key in ("module_input_name", "module_output_name"):
-        if found.get(key) not in (None, "sentence_embedding"):
+        if found.get(key) not in (None, applied_to):
             raise ModelError(
-                f"{path}: {key} is {found[key]!r}; Lading applies modules to the text's vector (sentence_embedding) only"
+                f"{path}: {key} is {found[key]!r}; Lading applies this module to {what} ({applied_to}) only"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from .columns import output_columns
 from .recipe import Recipe
 
 ENTITY = pa.struct(
@@ -15,7 +16,8 @@ ENTITY = pa.struct(
         pa.field("end", pa.int32()),
     ]
 )
-DEFAULT_COLUMN = {"encode": "vector", "score": "score", "extract": "entities"}
+# Token ids, ascending, and their weights. Both sinks keep a pair of lists as it is, and a reader gets each in one piece.
+SPARSE = pa.struct([pa.field("indices", pa.list_(pa.int32())), pa.field("values", pa.list_(pa.float32()))])
 
 # Stored item type, and how a reader gets float32 back.
 _VECTORS: dict[str, tuple[pa.DataType, str]] = {
@@ -27,18 +29,26 @@ _VECTORS: dict[str, tuple[pa.DataType, str]] = {
 
 
 def result_fields(recipe: Recipe, column: str = "") -> list[pa.Field]:
-    """The fields one item's result has, the main one named `column` (default: vector, score or entities).
+    """The fields one item's result has, named by `output_columns`.
 
-    A quantised vector brings a float32 `<column>_scale`, one per row, and says in its field metadata under
+    multi_vector is a list of vectors, as LanceDB searches them by MaxSim. A quantised vector brings a float32 `<column>_scale`, one per row, and says in its field metadata under
     `lading.undo` how the two give the vector back.
     """
-    name = column or DEFAULT_COLUMN[recipe.task]
+    names = output_columns(recipe, column)
     if recipe.task == "score":
-        return [pa.field(name, pa.float32())]
+        return [pa.field(names["score"], pa.float32())]
     if recipe.task == "extract":
-        return [pa.field(name, pa.list_(ENTITY))]
-    vector = vector_field(name, recipe.dims, recipe.vector_type)
-    return [vector, pa.field(f"{name}_scale", pa.float32())] if vector.metadata else [vector]
+        return [pa.field(names["extract"], pa.list_(ENTITY))]
+    fields: list[pa.Field] = []
+    if "dense" in names:
+        vector = vector_field(names["dense"], recipe.dims, recipe.vector_type)
+        fields += [vector, pa.field(f"{vector.name}_scale", pa.float32())] if vector.metadata else [vector]
+    if "sparse" in names:
+        fields.append(pa.field(names["sparse"], SPARSE))
+    if "multi_vector" in names:
+        one = vector_field("item", recipe.token_dims, recipe.vector_type)
+        fields.append(pa.field(names["multi_vector"], pa.list_(one)))
+    return fields
 
 
 def vector_field(name: str, dims: int, vector_type: str) -> pa.Field:

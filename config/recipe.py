@@ -40,6 +40,23 @@ class Recipe:
     activation: str = ""  # score: identity | sigmoid
     labels: tuple[str, ...] = ()  # extract: the label of each class id
     aggregation: str = ""  # extract: simple (runs of one label become one entity)
+    outputs: tuple[str, ...] = ("dense",)  # encode: dense | sparse | multi_vector, in this order
+    part: str = ""  # encode: sub-folder with the model's files, where a Router chose one
+    sparse: str = ""  # sparse: splade-max | splade-sum | lexical (a weight per token) | idf (a weight per token id)
+    log1p: int = 1  # sparse, splade: how often log(1 + x) is applied
+    drop_tokens: tuple[str, ...] = ()  # sparse: tokens that get no weight
+    top_k: int = 0  # sparse: the largest weights only; 0 is all
+    threshold: float = 0.0  # sparse: weights above this only
+    token_modules: tuple[str, ...] = ()  # multi_vector: Dense folders or safetensors files applied to every token
+    token_dims: int = 0  # multi_vector: length of a token's vector
+    token_normalize: bool = False  # multi_vector: L2, after slicing to `token_dims`
+    drop_first: bool = False  # multi_vector: whether the first token has no vector
+    skip_tokens: tuple[str, ...] = ()  # multi_vector: tokens without a vector
+    markers: tuple[str, ...] = ()  # multi_vector: prompts that are one token each
+    expand_to: int = 0  # multi_vector: shorter texts are filled up to so many tokens, each with a vector
+    expand_with: str = ""  # multi_vector: the token they are filled with
+    expand_attended: bool = False  # multi_vector: whether other tokens see those
+    token_pooling: int = 1  # multi_vector: tokens are joined into one vector for so many
     version: int = RECIPE_VERSION
 
     def to_dict(self) -> dict[str, Any]:

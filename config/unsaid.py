@@ -5,11 +5,8 @@ The order is that of config/origins.py, and each decision notes there where it c
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from .content import read_json
 from .errors import ModelError, nearest
-from .hub import SENTENCE_TRANSFORMERS, saved_prompts
+from .hub import SENTENCE_TRANSFORMERS, prompt_named
 from .origins import DEFAULT, OPTION
 from .wishes import Opened, Wishes
 
@@ -76,20 +73,3 @@ def check_dims(opened: Opened, own_dims: int) -> None:
     """Raises ModelError where the catalogue has another length; its `dims` are those of the first output that it names."""
     if opened.known is not None and opened.known.outputs[0] == "dense":
         opened.known.check("dims", own_dims, opened.folder)
-
-
-def prompt_named(folder: Path, name: str) -> str:
-    """The text of a prompt: documents and queries have other names in some checkpoints, and fall back to its default."""
-    if name == "none":
-        return ""
-    prompts = saved_prompts(folder)
-    for candidate in {"document": ("document", "passage", "corpus")}.get(name, (name,)):
-        if candidate in prompts:
-            return prompts[candidate]
-    if name not in ("document", "query"):
-        hint = nearest(name, {*prompts, "document", "query", "none"})
-        raise ModelError(f"{folder / SENTENCE_TRANSFORMERS}: no prompt {name!r}{hint} (or give a text: prompt_text)")
-    default = read_json(folder / SENTENCE_TRANSFORMERS).get("default_prompt_name")
-    if default is not None and default not in prompts:
-        raise ModelError(f"{folder / SENTENCE_TRANSFORMERS}: default_prompt_name {default!r} is none of its prompts")
-    return prompts[default] if default is not None else ""

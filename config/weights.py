@@ -26,12 +26,21 @@ def parameters(folder: Path) -> int:
 
 
 def _parameters(path: Path) -> int:
+    return sum(math.prod(shape) for shape in shapes(path).values())
+
+
+def shapes(path: Path) -> dict[str, list[int]]:
+    """Name -> shape of the tensors in a safetensors file. Raises ModelError for a file that is none."""
+    if not path.is_file():
+        raise ModelError(f"{path.parent} has no {path.name}")
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > _MOST_HEADER:
             raise ModelError(f"{path} is not a safetensors file: its header would have {length:,} bytes")
         try:
             header = json.loads(file.read(length))
-            return sum(math.prod(one["shape"]) for name, one in header.items() if name != "__metadata__")
+            return {
+                name: [int(size) for size in one["shape"]] for name, one in header.items() if name != "__metadata__"
+            }
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelError(f"{path} is not a safetensors file: {error}") from error

@@ -28,6 +28,10 @@ class Wishes:
     pooling: str = ""  # "" and None: what the checkpoint says
     normalize: bool | None = None
     known_as: str = ""  # its name in the catalogue
+    outputs: tuple[str, ...] = ()
+    top_k: int = 0
+    threshold: float = 0.0
+    token_pooling: int = 1
 
 
 WISHES = tuple(field.name for field in dataclasses.fields(Wishes))
@@ -41,6 +45,8 @@ class Opened:
     config: dict[str, Any]  # config.json
     modules: list[Module]  # modules.json, or what stands for it
     known: Entry | None = None  # what the catalogue has of it
+    transformer: dict[str, Any] = dataclasses.field(default_factory=dict)  # sentence_bert_config.json
+    positions: int | None = None  # tokens that the model has positions for; None: any number
     origins: dict[str, str] = dataclasses.field(default_factory=dict)  # recipe field -> where its value came from
 
     def note(self, field: str, origin: str) -> None:
@@ -50,6 +56,11 @@ class Opened:
     @property
     def folder(self) -> Path:
         return self.checkpoint.folder
+
+    @property
+    def part(self) -> str:
+        """Sub-folder with the model's files; "" where they lie in the checkpoint's own."""
+        return self.modules[0].path
 
     @property
     def is_pipeline(self) -> bool:

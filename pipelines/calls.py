@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -36,6 +36,10 @@ class EncodeOptions(Options, total=False):
     prompt_text: str
     pooling: str
     normalize: bool | None
+    outputs: Sequence[str]  # dense, sparse, multi_vector; left out: what the model is made for
+    top_k: int
+    threshold: float
+    token_pooling: int
 
 
 class ScoreOptions(Options, total=False):
@@ -56,6 +60,22 @@ class Vectors:
         return (np.unpackbits(self.data, axis=1).astype(np.float32) * 2 - 1) * self.scale[:, None]
 
 
+class SparseVector(NamedTuple):
+    """The token ids that have a weight, ascending, and their weights."""
+
+    indices: np.ndarray  # int32 (n,)
+    values: np.ndarray  # float32 (n,)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Of a call that asked for several outputs, each for all texts in order; None for what was not asked for."""
+
+    dense: np.ndarray | Vectors | None
+    sparse: list[SparseVector] | None
+    multi_vector: list[np.ndarray] | None  # float32 or float16 (tokens, dims) for each text
+
+
 Inputs = Sequence[str] | Sequence[tuple[str, str]]
 ItemErrors = list[wire.ItemError]
 
@@ -66,6 +86,7 @@ class Call:
 
     requests: list[Request]
     starts: list[int]
+    outputs: tuple[str, ...] = ()  # of encode, as asked for
 
     @property
     def count(self) -> int:
@@ -90,7 +111,7 @@ def plan(verb: str, model: str, inputs: object, options: Mapping[str, Any], into
         Request(verb, model, given[start:stop], asked, into, names[start:stop])
         for start, stop in itertools.pairwise(starts)
     ]
-    return Call(requests, starts)
+    return Call(requests, starts, asked.outputs)
 
 
 def _listed(values: object, what: str) -> list[Any]:
@@ -206,13 +227,14 @@ def _read(result: dict[str, Any], request: Request) -> wire.Answer | Failure:
         answer = wire.read(result)
     except wire.BadResult as error:
         return Failure("BadResult", str(error))
-    parts: dict[str, Any] = {"encode": answer.vectors, "score": answer.scores, "extract": answer.entities}
+    parts: dict[str, list[Any]] = {"score": [answer.scores], "extract": [answer.entities]}
+    parts["encode"] = [answer.vectors, answer.sparse, answer.multi_vectors]
     count = len(request.inputs)
     if request.into:
         fits = answer.rows is not None
     else:
-        value = parts[request.verb]
-        fits = len(answer.errors) == count if value is None else len(value) == count
+        values = [value for value in parts[request.verb] if value is not None]
+        fits = all(len(value) == count for value in values) if values else len(answer.errors) == count
     if not fits or not all(0 <= place < count for place, _, _ in answer.errors):
         return Failure("BadResult", f"a result that does not fit {counted(count, 'input')}")
     return answer
@@ -229,6 +251,34 @@ def _merged(call: Call, verb: str, answers: list[wire.Answer | None], dims: int)
         return whole
     if verb == "score":
         return _joined(call, [answer and answer.scores for answer in answers], np.zeros(0, np.float32))
+    given = [answer for answer in answers if answer]
+    sparse, multi = (
+        _listed_for(call, answers, name)
+        if output in call.outputs or any(getattr(answer, name) is not None for answer in given)
+        else None
+        for output, name in (("sparse", "sparse"), ("multi_vector", "multi_vectors"))
+    )
+    only_lists = (sparse is not None or multi is not None) and "dense" not in call.outputs
+    dense = None if only_lists and all(answer.vectors is None for answer in given) else _dense(call, answers, dims)
+    sparse = None if sparse is None else [SparseVector(*one) for one in sparse]
+    told = [one for one in (dense, sparse, multi) if one is not None]
+    return told[0] if len(told) == 1 else Embeddings(dense, sparse, multi)
+
+
+def _listed_for(call: Call, answers: list[wire.Answer | None], name: str) -> list[Any]:
+    """One entry for each input, of nothing where it failed."""
+    nothing: Any = (
+        (np.zeros(0, np.int32), np.zeros(0, np.float32)) if name == "sparse" else np.zeros((0, 0), np.float32)
+    )
+    whole: list[Any] = [nothing] * call.count
+    for start, answer in zip(call.starts, answers, strict=False):
+        found = getattr(answer, name) if answer else None
+        if found is not None:
+            whole[start : start + len(found)] = found
+    return whole
+
+
+def _dense(call: Call, answers: list[wire.Answer | None], dims: int) -> np.ndarray | Vectors:
     data = _joined(call, [answer and answer.vectors for answer in answers], np.zeros((0, dims), np.float32))
     if any(answer and answer.scale is not None for answer in answers):
         return Vectors(data, _joined(call, [answer and answer.scale for answer in answers], np.zeros(0, np.float32)))

@@ -21,9 +21,21 @@ from ..schedulers.connection import Broker
 from ..schedulers.lines import AsyncLine, Line
 from ..schedulers.messages import request_message
 from ..schedulers.routing import route
-from .calls import Call, EncodeOptions, Inputs, Options, ScoreOptions, Vectors, finished, merge, plan
+from .calls import (
+    Call,
+    Embeddings,
+    EncodeOptions,
+    Inputs,
+    Options,
+    ScoreOptions,
+    SparseVector,
+    Vectors,
+    finished,
+    merge,
+    plan,
+)
 
-__all__ = ["AsyncClient", "AsyncTicket", "Client", "Ticket", "Vectors"]
+__all__ = ["AsyncClient", "AsyncTicket", "Client", "Embeddings", "SparseVector", "Ticket", "Vectors"]
 
 OnError = Literal["raise", "return"]
 WhenFull = Literal["wait", "fail"]
@@ -81,7 +93,11 @@ class _Verbs(Generic[Answered, Ticketed]):
         when_full: WhenFull = "wait",
         **options: Unpack[EncodeOptions],
     ) -> Answered:
-        """One vector per text, in order: float32 (or float16) array (n, dims); Vectors for vector_type int8 and binary."""
+        """One vector per text, in order: float32 (or float16) array (n, dims); Vectors for vector_type int8 and binary.
+
+        Of a sparse model a list of SparseVector, of a multi-vector model a list of arrays (tokens, dims); Embeddings, which has
+        each, if several `outputs` are asked for.
+        """
         return self._ask("encode", model, texts, options, timeout_s, on_error, when_full)
 
     def score(

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pyarrow as pa
 
 from ..config.catalogue import of
 from ..config.checkpoint import Checkpoint
-from ..config.outputs import DEFAULT_COLUMN, chunk_fields, result_fields
+from ..config.columns import output_columns
+from ..config.errors import SpecError
+from ..config.outputs import chunk_fields, result_fields
 from ..config.recipe import Recipe
 from .spec import JobSpec, StepSpec
 
-RECIPES = "lading.recipes"  # JSON: result column -> {"hash", "recipe", "model", "folder", "origin", "revision", "prompt", "text"}, "known_as" if given
+# JSON: result column -> {"hash", "recipe", "model", "folder", "origin", "revision", "prompt", "text"}, "known_as" if given, and
+# "output" of one that is not dense
+RECIPES = "lading.recipes"
 
 
 def kept_columns(spec: JobSpec) -> list[str]:
@@ -26,8 +31,12 @@ def read_columns(spec: JobSpec) -> list[str]:
     return list(dict.fromkeys([*spec.steps[0].text, *kept_columns(spec)]))
 
 
-def result_column(step: StepSpec) -> str:
-    return step.column or DEFAULT_COLUMN[step.verb]
+def entries(recipe: Recipe, entry: dict[str, Any], column: str = "") -> dict[str, dict[str, Any]]:
+    """What RECIPES says of each result column."""
+    told = {"dense": entry, recipe.task: entry}
+    return {
+        name: told.get(output) or {**entry, "output": output} for output, name in output_columns(recipe, column).items()
+    }
 
 
 def output_schema(spec: JobSpec, source: pa.Schema, recipe: Recipe) -> pa.Schema:
@@ -39,14 +48,19 @@ def output_schema(spec: JobSpec, source: pa.Schema, recipe: Recipe) -> pa.Schema
     if chunked:
         fields += [pa.field("doc_id", source.field("id").type), *(f for f in chunk.values() if f.name not in step.text)]
     fields += [chunk.get(name) or pa.field(name, source.field(name).type) for name in kept_columns(spec)]
-    return pa.schema(fields + result_fields(recipe, result_column(step)))
+    schema = pa.schema(fields + result_fields(recipe, step.column))
+    for name in schema.names:
+        if schema.names.count(name) > 1:
+            raise SpecError(
+                f"steps[0].{step.verb}.column: the result's column {name!r} is also a column of the output: choose another"
+            )
+    return schema
 
 
 def metadata(spec: JobSpec, recipe: Recipe, checkpoint: Checkpoint, schema: pa.Schema) -> dict[str, str]:
     """Schema metadata: the recipe and model of the result column and, where it would be true, what lets
     plain LanceDB answer `table.search("text")`."""
     step = spec.steps[0]
-    column = result_column(step)
     entry = {
         "hash": recipe.hash,
         "recipe": recipe.to_dict(),
@@ -59,7 +73,7 @@ def metadata(spec: JobSpec, recipe: Recipe, checkpoint: Checkpoint, schema: pa.S
     }
     if step.known_as:
         entry["known_as"] = step.known_as
-    found = {RECIPES: json.dumps({column: entry}, sort_keys=True)}
+    found = {RECIPES: json.dumps(entries(recipe, entry, step.column), sort_keys=True)}
     if plain_lancedb_agrees(step, recipe, checkpoint) and step.text[0] in schema.names:
         model = checkpoint.name if checkpoint.origin != "folder" else str(checkpoint.folder)
         config = {"name": model, "device": "cpu", "normalize": recipe.normalize, "trust_remote_code": False}
@@ -67,7 +81,7 @@ def metadata(spec: JobSpec, recipe: Recipe, checkpoint: Checkpoint, schema: pa.S
             "name": "sentence-transformers",
             "model": config,
             "source_column": step.text[0],
-            "vector_column": column,
+            "vector_column": output_columns(recipe, step.column)["dense"],
         }
         found["embedding_functions"] = json.dumps([function])
     return found
@@ -86,6 +100,8 @@ def plain_lancedb_agrees(step: StepSpec, recipe: Recipe, checkpoint: Checkpoint)
         and not (known and (any(known.prompts.values()) or plain))
         and not step.pooling
         and step.normalize is None
+        and recipe.outputs == ("dense",)
+        and recipe.architecture != "static"
         and not checkpoint.prompts
         and not recipe.prompt
         and step.dims == 0

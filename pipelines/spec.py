@@ -40,6 +40,10 @@ class StepSpec:
     vector_type: str = "float32"  # encode: float32 | float16 | int8 | binary
     prompt: str = "document"  # encode: document | query | none | another prompt name of the checkpoint
     prompt_text: str = ""  # encode: a literal prompt instead
+    outputs: tuple[str, ...] = ()  # encode: dense, sparse, multi_vector; none is: what the model is made for
+    top_k: int = 0  # sparse: the largest weights only; 0: all
+    threshold: float = 0.0  # sparse: weights above this only
+    token_pooling: int = 1  # multi_vector: tokens joined into one vector for so many
     activation: str = ""  # score: identity | sigmoid; "" is: what the checkpoint says
     pooling: str = (
         ""  # encode: mean | cls | last | max | mean_sqrt_len | weighted_mean; "" is: what the checkpoint says
@@ -143,6 +147,7 @@ def _plain(section: Any) -> dict[str, Any]:
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
         if value != field.default:
+            value = float(value) if field.type == "float" else value  # 1 and 1.0 are one job
             kept[field.name] = list(value) if isinstance(value, tuple) else value
     return kept
 

@@ -8,15 +8,28 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..config.catalogue import POOLINGS
+from ..config.columns import OUTPUTS, named_columns
 from ..config.errors import SpecError, nearest
-from ..config.outputs import DEFAULT_COLUMN
 
 if TYPE_CHECKING:
     from .spec import JobSpec, SourceSpec, StepSpec
 
 # The verbs, and the keys of a step that only one of them has.
 VERBS: dict[str, frozenset[str]] = {
-    "encode": frozenset({"dims", "vector_type", "prompt", "prompt_text", "pooling", "normalize"}),
+    "encode": frozenset(
+        {
+            "dims",
+            "vector_type",
+            "prompt",
+            "prompt_text",
+            "pooling",
+            "normalize",
+            "outputs",
+            "top_k",
+            "threshold",
+            "token_pooling",
+        }
+    ),
     "score": frozenset({"activation"}),
     "extract": frozenset(),
 }
@@ -30,12 +43,16 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "long_text": ("truncate", "chunk", "reject"),
 }
 _NOT_EMPTY = frozenset({"paths", "model", "text", "to"})
-_AT_LEAST = {"shard_rows": 1, "priority": -math.inf}  # every other number may be 0
+_AT_LEAST = {"shard_rows": 1, "token_pooling": 1, "priority": -math.inf}  # every other number may be 0
 _SINKS = {"lancedb": "lancedb://FOLDER/TABLE", "parquet": "parquet://FOLDER"}
 
 
 def is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)  # to Python, true is 1
+
+
+def is_number(value: object) -> bool:
+    return is_int(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _is_strings(value: object) -> bool:
@@ -48,6 +65,7 @@ _TYPES: dict[str, tuple[Callable[[object], bool], str]] = {
     "bool": (lambda value: isinstance(value, bool), "true or false"),
     "bool | None": (lambda value: value is None or isinstance(value, bool), "true or false"),
     "int": (is_int, "a whole number"),
+    "float": (is_number, "a number"),
     "int | None": (lambda value: value is None or is_int(value), "a whole number"),
     "tuple[str, ...]": (_is_strings, "a list of texts"),
     "tuple[str, ...] | None": (lambda value: value is None or _is_strings(value), "a list of texts"),
@@ -98,7 +116,7 @@ def _check_values(section: Any, where: str, path: str) -> None:
             fail(where, key, f"expected {wanted}, found {show(value)}")
         if field.name in _NOT_EMPTY and (not value or "" in tuple(value)):
             fail(where, key, "is empty")
-        if is_int(value) and value < _AT_LEAST.get(field.name, 0):
+        if is_number(value) and value < _AT_LEAST.get(field.name, 0):
             fail(where, key, f"must be at least {_AT_LEAST.get(field.name, 0)}, found {value}")
         choices = _CHOICES.get(field.name, ())
         if choices and value not in (*choices, field.default):
@@ -120,6 +138,9 @@ def _check_step(step: StepSpec, where: str, path: str) -> None:
             f"{path}.prompt_text",
             f"give either prompt_text or a prompt's name, not both (prompt: {step.prompt})",
         )
+    for output in step.outputs:
+        if output not in OUTPUTS:
+            fail(where, f"{path}.outputs", f"{output!r} is none of {', '.join(OUTPUTS)}{nearest(output, OUTPUTS)}")
     if step.vector_type == "binary" and step.dims % 8:
         fail(where, f"{path}.dims", f"binary packs 8 dimensions into a byte, and {step.dims} is no multiple of 8")
 
@@ -179,7 +200,11 @@ def _check_columns(spec: JobSpec, where: str, path: str) -> None:
             kept_by,
             "the output's own row id is called 'id': name this column in source.id, or do not carry it (source.keep)",
         )
-    result = step.column or DEFAULT_COLUMN[step.verb]
-    results = {result, f"{result}_scale"} if step.vector_type in ("int8", "binary") else {result}
+    # What the model is made for is not known yet; output_schema looks again when it is.
+    outputs = [output for output in OUTPUTS if output in step.outputs] or ["dense"]
+    columns = named_columns(step.verb, outputs, step.column)
+    results = set(columns.values())
+    if "dense" in columns and step.vector_type in ("int8", "binary"):
+        results.add(f"{columns['dense']}_scale")
     for name in sorted(results & (own | set(kept) | {"id"})):
         fail(where, f"{path}.column", f"the result's column {name!r} is also a column of the output: choose another")

@@ -15,15 +15,16 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..config.columns import output_columns
 from ..config.errors import OutputError
-from ..config.outputs import DEFAULT_COLUMN, result_fields
+from ..config.outputs import result_fields
 from ..config.recipe import Recipe
 from . import lance_commit
 from .failures import stopping
 from .lance_commit import Change, lance
 from .ledger import Ledger
 from .output import check_recipes, merged_recipes, metadata_of, output_paths
-from .provenance import RECIPES
+from .provenance import RECIPES, entries
 
 TEXTS = {
     "encode": ("text",),
@@ -70,9 +71,7 @@ def upsert(url: str, recipe: Recipe, model: dict[str, Any], given: Sequence[Rows
         lance_commit.create_table(uri, _new_schema(recipe, model))
         table = lance_commit.open_table(uri)
         assert table is not None
-    wanted = {
-        RECIPES: json.dumps({DEFAULT_COLUMN[recipe.task]: _entry(recipe, model, TEXTS[recipe.task])}, sort_keys=True)
-    }
+    wanted = {RECIPES: json.dumps(entries(recipe, _entry(recipe, model, TEXTS[recipe.task])), sort_keys=True)}
     check_recipes(url, metadata_of(table.schema), wanted)
     rows = _rows(url, table.schema, recipe, given)
     with stopping("write rows to", uri):
@@ -98,7 +97,7 @@ def _new_schema(recipe: Recipe, model: dict[str, Any]) -> pa.Schema:
     texts = TEXTS[recipe.task]
     fields = [pa.field("id", pa.string(), nullable=False), *(pa.field(name, pa.string()) for name in texts)]
     metadata = {
-        RECIPES: json.dumps({DEFAULT_COLUMN[recipe.task]: _entry(recipe, model, texts)}, sort_keys=True),
+        RECIPES: json.dumps(entries(recipe, _entry(recipe, model, texts)), sort_keys=True),
         **Ledger(uuid.uuid4().hex, 0, {}).metadata(),
     }
     return pa.schema([*fields, *result_fields(recipe)], metadata=metadata)
@@ -110,18 +109,18 @@ def _entry(recipe: Recipe, model: dict[str, Any], texts: Sequence[str]) -> dict[
 
 def _rows(url: str, schema: pa.Schema, recipe: Recipe, given: Sequence[Rows]) -> pa.Table:
     """What is written: the table's columns, those that a request cannot know left empty. Raises OutputError."""
-    column = DEFAULT_COLUMN[recipe.task]
+    columns = list(output_columns(recipe).values())
     results = pa.Table.from_batches([one.results for one in given])
     made: dict[str, pa.ChunkedArray | pa.Array] = dict(
         zip([one.name for one in result_fields(recipe)], results.columns, strict=True)
     )
     ids = [id for one in given for id in one.ids]
     made["id"] = _ids(url, ids, schema)
-    entries = json.loads(metadata_of(schema).get(RECIPES, "{}"))
-    names = entries.get(column, {}).get("text", TEXTS[recipe.task])
+    known = json.loads(metadata_of(schema).get(RECIPES, "{}"))
+    names = known.get(columns[0], {}).get("text", TEXTS[recipe.task])
     for place, name in enumerate(names):
         made[name] = pa.array([text for one in given for text in one.texts[place]], pa.string())
-    if missing := [name for name in (column, "id") if name not in schema.names]:
+    if missing := [name for name in (*columns, "id") if name not in schema.names]:
         raise OutputError(
             f"{url} has no column {missing[0]!r}, which these results need: it was made by something else"
         )

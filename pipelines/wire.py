@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..config.columns import output_columns
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from ..config.recipe import Recipe
 
 VERSION = 1
-DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "|i1", "binary": "|u1"}
+DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "|i1", "binary": "|u1", "int32": "<i4"}
 ItemError = tuple[int, str, str]  # the input's place in the request, a reject code, a detail for people
 
 
@@ -33,11 +35,30 @@ class BadResult(ValueError):
 class Columns:
     """The results of one device batch as arrays, one row per item; made once, then cut for each request in it."""
 
-    name: str  # vectors | scores | entities
+    name: str  # vectors | scores | entities, "" without any of them
     dtype: str  # as the wire names it; "" for entities
     main: np.ndarray  # (items, width) vectors, (items,) scores
     scale: np.ndarray | None = None  # float32 (items,): int8 and binary vectors
     entities: pa.Array | None = None  # extract: list<struct>
+    lists: dict[str, Lists] = dataclasses.field(default_factory=dict)  # sparse | multi_vectors
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lists:
+    """For each item some values, end to end: item i has `starts[i]:starts[i + 1]` of every array."""
+
+    starts: np.ndarray  # int64 (items + 1,)
+    arrays: dict[str, tuple[str, np.ndarray]]  # name -> dtype as the wire names it, and the values
+
+
+def _lists(column: pa.Array, name: str, dtype: str) -> Lists:
+    """One list column; of a multi-vector (values, dims)."""
+    values = column.flatten()
+    starts = column.offsets.to_numpy() - column.offsets[0].as_py()
+    if dtype == "int32" or name == "values":
+        return Lists(starts.astype(np.int64), {name: (dtype, values.to_numpy(zero_copy_only=False))})
+    flat = values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), values.type.list_size)
+    return Lists(starts.astype(np.int64), {name: (dtype, flat)})
 
 
 def columns(recipe: Recipe, batch: pa.RecordBatch) -> Columns:
@@ -47,9 +68,22 @@ def columns(recipe: Recipe, batch: pa.RecordBatch) -> Columns:
         return Columns("entities", "", np.empty(0), entities=main)
     if recipe.task == "score":
         return Columns("scores", "float32", main.to_numpy(zero_copy_only=False))
+    named = output_columns(recipe)
+    lists: dict[str, Lists] = {}
+    if "sparse" in named:
+        column = batch.column(named["sparse"])
+        indices = _lists(column.field("indices"), "indices", "int32")
+        lists["sparse"] = Lists(
+            indices.starts, indices.arrays | _lists(column.field("values"), "values", "float32").arrays
+        )
+    if "multi_vector" in named:
+        lists["multi_vectors"] = _lists(batch.column(named["multi_vector"]), "vectors", recipe.vector_type)
+    if "dense" not in named:
+        return Columns("", "", np.empty(0), lists=lists)
     vectors = main.flatten().to_numpy(zero_copy_only=False).reshape(batch.num_rows, main.type.list_size)
-    scale = batch.column(1).to_numpy(zero_copy_only=False) if batch.num_columns > 1 else None
-    return Columns("vectors", recipe.vector_type, vectors, scale)
+    scaled = f"{named['dense']}_scale"
+    scale = batch.column(scaled).to_numpy(zero_copy_only=False) if scaled in batch.schema.names else None
+    return Columns("vectors", recipe.vector_type, vectors, scale, lists=lists)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,10 +107,12 @@ def answer(recipe_hash: str, count: int, pieces: Sequence[Piece], errors: Sequen
         first = pieces[0].columns
         if first.name == "entities":
             body = b', "entities": ' + json.dumps(_entities(count, pieces)).encode("ascii")
-        else:
+        elif first.name:
             body = b', "%s": ' % first.name.encode("ascii") + _array(_gather(count, pieces, "main"), first.dtype)
             if first.scale is not None:
                 body += b', "scale": ' + _array(_gather(count, pieces, "scale"), "float32")
+        for name in first.lists:
+            body += b', "%s": ' % name.encode("ascii") + _gather_lists(count, pieces, name)
     told = (
         b', "errors": ' + json.dumps([list(error) for error in errors]).encode("ascii") if errors else b', "errors": []'
     )
@@ -96,6 +132,24 @@ def _gather(count: int, pieces: Sequence[Piece], field: str) -> np.ndarray:
     for piece in pieces:
         whole[piece.places] = getattr(piece.columns, field)[piece.rows]
     return whole
+
+
+def _gather_lists(count: int, pieces: Sequence[Piece], name: str) -> bytes:
+    """How many values each input has, and the values end to end."""
+    lengths = np.zeros(count, np.int32)
+    cut: list[tuple[int, Lists, int, int]] = []  # place, where from, first, past the last
+    for piece in pieces:
+        lists = piece.columns.lists[name]
+        for place, row in zip(piece.places, piece.rows, strict=True):
+            first, last = int(lists.starts[row]), int(lists.starts[row + 1])
+            lengths[place] = last - first
+            cut.append((int(place), lists, first, last))
+    cut.sort(key=lambda one: one[0])
+    body = b'{"lengths": ' + _array(lengths, "int32")
+    for array, (dtype, like) in pieces[0].columns.lists[name].arrays.items():
+        parts = [lists.arrays[array][1][first:last] for _, lists, first, last in cut]
+        body += b', "%s": ' % array.encode("ascii") + _array(np.concatenate(parts) if parts else like[:0], dtype)
+    return body + b"}"
 
 
 def _array(values: np.ndarray, dtype: str) -> bytes:
@@ -118,7 +172,10 @@ def _entities(count: int, pieces: Sequence[Piece]) -> list[list[dict[str, Any]]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """A result read back: of the four, what the verb gives."""
+    """A result read back: what the verb gives, and of encode each output that was asked for.
+
+    sparse: for each input its token ids (int32) and their weights (float32); multi_vectors: for each its vectors (tokens, dims).
+    """
 
     recipe: str
     errors: list[ItemError]
@@ -127,6 +184,8 @@ class Answer:
     scores: np.ndarray | None = None
     entities: list[list[dict[str, Any]]] | None = None
     rows: int | None = None
+    sparse: list[tuple[np.ndarray, np.ndarray]] | None = None
+    multi_vectors: list[np.ndarray] | None = None
 
 
 def read(result: dict[str, Any]) -> Answer:
@@ -142,9 +201,23 @@ def read(result: dict[str, Any]) -> Answer:
             scores=_read_array(result["scores"]) if "scores" in result else None,
             entities=result.get("entities"),
             rows=result.get("rows"),
+            sparse=_read_sparse(result["sparse"]) if "sparse" in result else None,
+            multi_vectors=_read_lists(result["multi_vectors"], "vectors") if "multi_vectors" in result else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BadResult(f"a damaged result: {type(error).__name__}: {error}") from error
+
+
+def _read_sparse(stored: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
+    return list(zip(_read_lists(stored, "indices"), _read_lists(stored, "values"), strict=True))
+
+
+def _read_lists(stored: dict[str, Any], name: str) -> list[np.ndarray]:
+    """Raises ValueError unless the lengths are those of the values."""
+    lengths, values = _read_array(stored["lengths"]), _read_array(stored[name])
+    if lengths.dtype != np.int32 or lengths.min(initial=0) < 0 or lengths.sum() != len(values):
+        raise ValueError(f"{name}: lengths that do not make up {len(values)}")
+    return np.split(values, np.cumsum(lengths)[:-1]) if len(lengths) else []
 
 
 def _read_array(stored: dict[str, Any]) -> np.ndarray:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from ..config.catalogue import POOLINGS
+from ..config.columns import OUTPUTS
 from ..config.errors import BadMessage, nearest
 
 VERSION = 1
@@ -63,6 +64,10 @@ class RequestOptions:
     vector_type: str = "float32"
     prompt: str = "document"
     prompt_text: str = ""
+    outputs: tuple[str, ...] = ()
+    top_k: int = 0
+    threshold: float = 0.0
+    token_pooling: int = 1
     activation: str = ""
     pooling: str = ""
     normalize: bool | None = None
@@ -71,7 +76,8 @@ class RequestOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """What differs from the defaults."""
-        return {name: value for name, like in _DEFAULTS.items() if (value := getattr(self, name)) != like}
+        kept = {name: value for name, like in _DEFAULTS.items() if (value := getattr(self, name)) != like}
+        return kept | ({"outputs": list(self.outputs)} if self.outputs else {})
 
 
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(RequestOptions)}
@@ -84,7 +90,20 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "long_text": ("truncate", "reject"),
 }
 _ONLY = {
-    "encode": frozenset({"dims", "vector_type", "prompt", "prompt_text", "pooling", "normalize"}),
+    "encode": frozenset(
+        {
+            "dims",
+            "vector_type",
+            "prompt",
+            "prompt_text",
+            "pooling",
+            "normalize",
+            "outputs",
+            "top_k",
+            "threshold",
+            "token_pooling",
+        }
+    ),
     "score": frozenset({"activation"}),
 }
 
@@ -204,6 +223,10 @@ def request_options(given: object, verb: str) -> RequestOptions:
         if _DEFAULTS[name] is None:
             if value is not None and not isinstance(value, bool):
                 _refuse(f"options.{name}", "true, false or null", value)
+        elif name == "outputs":
+            _check_outputs(value)
+        elif isinstance(_DEFAULTS[name], float):
+            _check_size_of(f"options.{name}", value)
         elif isinstance(_DEFAULTS[name], int):
             _check_number(f"options.{name}", value)
         else:
@@ -211,9 +234,13 @@ def request_options(given: object, verb: str) -> RequestOptions:
         if name in _CHOICES and value not in _CHOICES[name]:
             _refuse(f"options.{name}", f"one of {', '.join(filter(None, _CHOICES[name]))}", value)
         for other, own in _ONLY.items():
-            if name in own and other != verb and value != _DEFAULTS[name]:
+            if name in own and other != verb and (tuple(value) if name == "outputs" else value) != _DEFAULTS[name]:  # pyright: ignore[reportArgumentType]
                 raise BadMessage(f"options.{name}: only {other} has this option")
+    if given.get("token_pooling") == 0:
+        raise BadMessage("options.token_pooling: expected a whole number from 1, found 0")
     options = RequestOptions(**given)
+    if options.outputs:  # a list in JSON
+        options = dataclasses.replace(options, outputs=tuple(options.outputs))
     if options.prompt_text and options.prompt != "document":
         raise BadMessage("options.prompt_text: give either prompt_text or a prompt's name, not both")
     if options.vector_type == "binary" and options.dims % 8:
@@ -233,6 +260,16 @@ def _check_names(given: dict[str, Any], known: Collection[str], *, needed: Colle
 def _check_number(name: str, value: object) -> None:
     if value.__class__ is not int or not 0 <= value < LARGEST:  # pyright: ignore  (to Python, true is 1)
         _refuse(name, "a whole number from 0", value)
+
+
+def _check_size_of(name: str, value: object) -> None:
+    if value.__class__ not in (int, float) or not 0 <= value < LARGEST:  # pyright: ignore
+        _refuse(name, "a number from 0", value)
+
+
+def _check_outputs(value: object) -> None:
+    if not isinstance(value, list | tuple) or not all(output in OUTPUTS for output in value):
+        _refuse("options.outputs", f"a list of {', '.join(OUTPUTS)}", value)
 
 
 def _check_text(name: str, value: object) -> None:

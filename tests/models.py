@@ -119,7 +119,7 @@ def tiny_token_classifier(path: Path, architecture: str = "bert") -> Path:
     return path
 
 
-def _save(path: Path, auto_class: Any, architecture: str, **extra: Any) -> None:
+def _save(path: Path, auto_class: Any, architecture: str, *, positions: int = POSITIONS, **extra: Any) -> None:
     """Random weights, large enough that attention and positions show in the result."""
     import torch
     import transformers
@@ -136,7 +136,7 @@ def _save(path: Path, auto_class: Any, architecture: str, **extra: Any) -> None:
         architecture,
         **(sizes | _SIZES.get(architecture, {})),
         vocab_size=len(tokenizer),
-        max_position_embeddings=POSITIONS,
+        max_position_embeddings=positions,
         initializer_range=0.3,
         **special,
         **extra,
@@ -149,7 +149,7 @@ def _save(path: Path, auto_class: Any, architecture: str, **extra: Any) -> None:
                 parameter.normal_(0, 0.1)
     path.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(path)
-    tokenizer.model_max_length = POSITIONS - (special["pad_token_id"] + 1 if architecture in _FAIRSEQ else 0)
+    tokenizer.model_max_length = positions - (special["pad_token_id"] + 1 if architecture in _FAIRSEQ else 0)
     tokenizer.save_pretrained(path)
 
 

@@ -304,7 +304,7 @@ UNFIT: dict[str, tuple[Edit, str, dict[str, Any]]] = {
     ),
     "sparse model": (
         setting("config_sentence_transformers.json", model_type="SparseEncoder"),
-        "a SparseEncoder model; encode makes dense",
+        "says SparseEncoder, but its modules give dense output",
         {},
     ),
     "no limit": (
@@ -487,6 +487,18 @@ def test_the_hub_cache_comes_next_and_is_said(tmp_path: Path, revision: str):
     assert found == Checkpoint(folder, "hub cache", "owner/minilm", COMMIT)
     assert found.describe() == f"owner/minilm at {COMMIT[:12]} (hub cache: {folder})"
     assert resolve(found, task="encode").hash == recipe(plain_model(tmp_path / "copy")).hash
+
+
+def test_a_table_in_the_hub_cache_is_whole_without_a_config(tmp_path: Path):
+    """A static model has no config.json: its snapshot is whole with its table and its tokenizer."""
+    folder = in_hub_cache(tmp_path / "hub", "owner/static")
+    (folder / "config.json").unlink()
+    kinds = [{"type": "sentence_transformers.models.StaticEmbedding", "path": "."}]
+    (folder / "modules.json").write_text(json.dumps(kinds))
+    assert locate("owner/static").origin == "hub cache"
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match="only parts of it are in the hub's cache"):
+        locate("owner/static", offline=True)
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def test_options_fill_the_fields_of_their_name() -> None:
     given = {
         "paths": ("a.parquet", "b.parquet"), "id": "doc_id", "keep": ("title",), "check_ids": False, "limit": 7, "shard_rows": 100,
         "text": ("body",), "model": "M", "dims": 64, "precision": "bfloat16", "vector_type": "int8", "prompt": "query",
+        "outputs": ("dense", "sparse"), "top_k": 3, "threshold": 0.5, "token_pooling": None,
         "to": "lancedb://db/t", "on_existing": "append", "max_rejects": 0, "long_text": "chunk", "chunk_tokens": 64,
         "device": "cpu", "as_json": True,
     }  # fmt: skip
@@ -74,6 +75,9 @@ def test_options_fill_the_fields_of_their_name() -> None:
                 precision="bfloat16",
                 vector_type="int8",
                 prompt="query",
+                outputs=("dense", "sparse"),
+                top_k=3,
+                threshold=0.5,
             ),
         ),
         sink=SinkSpec(to="lancedb://db/t", on_existing="append"),

@@ -105,6 +105,7 @@ def test_quantised_vectors_come_with_their_scale(client: Any, responder: Respond
 def test_a_call_of_nothing_sends_nothing(client: Any, redis_server: RedisServer) -> None:
     """Empty in, empty out, with the dimensions where the caller named them."""
     assert client.encode("m", [], dims=4).shape == (0, 4)
+    assert client.encode("m", [], outputs=["sparse"]) == []
     assert client.score("m", []).shape == (0,)
     assert client.extract("m", []) == []
 

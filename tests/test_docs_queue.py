@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import lancedb
+import numpy as np
 import pytest
 
 from lading.cli import main
@@ -24,6 +25,7 @@ from lading.pipelines.registry import Registry
 from lading.schedulers import pools
 from lading.schedulers.connection import Broker
 from lading.workers.worker import Worker
+from tests import models_outputs
 from tests.redis_server import RedisServer
 from tests.test_docs import FENCE, ROOT, typed, write_corpus
 
@@ -173,6 +175,7 @@ def test_the_client_s_examples_run(
     )
     worker.start()
     text = (ROOT / "docs/client.md").read_text().replace("redis://127.0.0.1:6379/0", redis_server.url)
+    text = text.replace("BAAI/bge-m3", str(models_outputs.bge_m3(tmp_path / "bge-m3")))
     programs = [
         block for language, block in FENCE.findall(text.replace("MODEL", str(tiny_encoder))) if language == "python"
     ]
@@ -180,9 +183,12 @@ def test_the_client_s_examples_run(
     for program in programs:
         done.append({})
         exec(program, done[-1])
-    waiting, asynchronous, ticket, errors, celery = done
+    waiting, several, asynchronous, ticket, errors, celery = done
     assert waiting["vectors"].shape == (2, 32)
     assert waiting["floats"].shape == (1, 16)
+    assert several["found"].dense.shape == (1, 32)
+    assert several["found"].sparse[0].values.dtype == np.float32
+    assert several["found"].multi_vector[0].shape[1] == 24
     assert asyncio.run(asynchronous["search"]("where?")).shape == (32,)
     assert ticket["rows"] == lancedb.connect("db").open_table("docs").count_rows() == 2
     assert errors["places"] == [1]

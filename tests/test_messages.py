@@ -18,6 +18,7 @@ from celery.contrib.testing.worker import start_worker
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lading.config.columns import OUTPUTS
 from lading.config.errors import BadMessage
 from lading.schedulers.messages import (
     INPUT_BYTES,
@@ -69,7 +70,13 @@ OPTIONS = st.builds(
     long_text=st.sampled_from(["truncate", "reject"]),
 )
 ENCODE = st.builds(
-    RequestOptions, dims=st.integers(0, 512).map(lambda n: 8 * n), vector_type=st.sampled_from(["float16", "binary"])
+    RequestOptions,
+    dims=st.integers(0, 512).map(lambda n: 8 * n),
+    vector_type=st.sampled_from(["float16", "binary"]),
+    outputs=st.lists(st.sampled_from(OUTPUTS), unique=True).map(tuple),
+    top_k=st.integers(0, 99),
+    threshold=st.floats(0, 9),
+    token_pooling=st.integers(1, 9),
 )
 
 
@@ -210,6 +217,20 @@ def test_a_damaged_message_gives_a_message_or_its_refusal(damage: bytes, place: 
         ),
         (envelope(kwargs=GOOD | {"options": {"vector_type": "binary", "dims": 12}}), "options.dims: binary packs 8"),
         (envelope(kwargs=GOOD | {"options": {"prompt": "query", "prompt_text": "x"}}), "options.prompt_text"),
+        (
+            envelope(kwargs=GOOD | {"options": {"outputs": ["spares"]}}),
+            "options.outputs: expected a list of dense, sparse",
+        ),
+        (
+            envelope(kwargs=GOOD | {"options": {"outputs": "dense"}}),
+            "options.outputs: expected a list of dense, sparse",
+        ),
+        (
+            envelope(kwargs=GOOD | {"options": {"token_pooling": 0}}),
+            "options.token_pooling: expected a whole number from 1",
+        ),
+        (envelope(kwargs=GOOD | {"options": {"threshold": -1}}), "options.threshold: expected a number from 0"),
+        (envelope(kwargs=GOOD | {"options": {"threshold": True}}), "options.threshold: expected a number from 0"),
         (envelope(kwargs=GOOD | {"into": "t", "ids": ["1"]}), "ids: expected a list of 2 texts"),
         (envelope(kwargs=GOOD | {"into": "t", "ids": ["1", "1"]}), "ids: '1' is there twice"),
         (envelope(kwargs=GOOD | {"into": "t", "ids": ["1", ""]}), "ids[1]: is empty"),

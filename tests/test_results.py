@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 import celery
+import jsonschema
 import numpy as np
 import pyarrow as pa
 import pytest
 import redis
 
+from lading.config.columns import OUTPUTS
 from lading.config.errors import ModelError
 from lading.config.outputs import result_fields
 from lading.config.recipe import Recipe
 from lading.pipelines import wire
 from lading.schedulers import results
 from tests.redis_server import RedisServer
+
+SCHEMA = Path(__file__).parent.parent / "docs/schemas/result.json"
 
 
 def recipe(task: str = "encode", **more: Any) -> Recipe:
@@ -153,3 +160,65 @@ def test_what_is_no_result_is_refused(raw: bytes) -> None:
     """Anything else under a result's key raises NotAResult alone."""
     with pytest.raises(results.NotAResult):
         results.decode_result(raw)
+
+
+def listed(texts: list[int], dtype: str = "float32") -> tuple[Recipe, pa.RecordBatch]:
+    """A batch of dense, sparse and multi-vector results, as many weights and vectors of an item as `texts` says."""
+    made = recipe(outputs=OUTPUTS, token_dims=4, vector_type=dtype)
+    random = np.random.default_rng(3)
+    fields = result_fields(made)
+    dense = pa.array(random.random((len(texts), 16)).astype(dtype).tolist(), fields[0].type)
+    sparse = [
+        {
+            "indices": random.choice(900, count, replace=False).tolist(),
+            "values": random.random(count, np.float32).tolist(),
+        }
+        for count in texts
+    ]
+    multi = [random.random((count, 4)).astype(dtype).tolist() for count in texts]
+    arrays = [dense, pa.array(sparse, fields[1].type), pa.array(multi, fields[2].type)]
+    return made, pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_lists_come_back_bit_for_bit(dtype: str) -> None:
+    """Weights and token vectors of inputs spread over two batches, one of them cut; an input that failed has none."""
+    made, batch = listed([3, 0, 5, 2, 1], dtype)
+    pieces = [
+        wire.Piece(wire.columns(made, batch), [3, 0], np.array([4, 1])),
+        wire.Piece(wire.columns(made, batch.slice(2, 2)), np.array([1]), [0]),
+    ]
+    answer = carried(wire.answer(made.hash, 4, pieces, [(2, "failed", "it broke")]))
+    assert answer.vectors is not None
+    assert answer.vectors.dtype == np.dtype(dtype)
+    assert answer.sparse is not None
+    assert answer.multi_vectors is not None
+    for place, row in ((0, 1), (1, 2), (3, 4)):
+        weights = batch.column("sparse")[row].as_py()
+        assert [one.tolist() for one in answer.sparse[place]] == [weights["indices"], weights["values"]]
+        vectors = answer.multi_vectors[place]
+        assert (vectors.dtype, vectors.shape[1]) == (np.dtype(dtype), 4)
+        assert vectors.tolist() == batch.column("multi_vector")[row].as_py()
+    assert [len(one) for one in (*answer.sparse[2], answer.multi_vectors[2])] == [0, 0, 0]
+
+
+def test_lists_that_do_not_add_up_are_damage() -> None:
+    """Lengths that are not those of the values are no result."""
+    made, batch = listed([3, 1])
+    told = json.loads(wire.answer(made.hash, 2, [wire.Piece(wire.columns(made, batch), [0, 1], [0, 1])]))
+    assert wire.read(told).sparse is not None
+    for name in ("sparse", "multi_vectors"):
+        for lengths in ([1, 1], [5, -1]):
+            damaged = copy.deepcopy(told)
+            damaged[name]["lengths"] = json.loads(wire._array(np.array(lengths, np.int32), "int32"))
+            with pytest.raises(wire.BadResult, match="lengths that do not make up 4"):
+                wire.read(damaged)
+
+
+def test_lists_are_as_the_schema_says() -> None:
+    """The JSON of all three outputs is valid."""
+    made, batch = listed([3, 0])
+    told = json.loads(
+        wire.answer(made.hash, 3, [wire.Piece(wire.columns(made, batch), [0, 2], [0, 1])], [(1, "failed", "x")])
+    )
+    jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text())).validate(told)

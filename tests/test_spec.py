@@ -109,6 +109,23 @@ REFUSED = {
         changed(encode={"prompt": "query", "prompt_text": "q: "}),
         "steps[0].encode.prompt_text: give either",
     ),
+    "an output that is none": (
+        changed(encode={"outputs": ["dense", "spares"]}),
+        "steps[0].encode.outputs: 'spares' is none of dense, sparse, multi_vector; did you mean 'sparse'",
+    ),
+    "a threshold in words": (
+        changed(encode={"threshold": "high"}),
+        "steps[0].encode.threshold: expected a number, found 'high'",
+    ),
+    "a threshold below 0": (changed(encode={"threshold": -0.5}), "steps[0].encode.threshold: must be at least 0"),
+    "tokens joined to none": (
+        changed(encode={"token_pooling": 0}),
+        "steps[0].encode.token_pooling: must be at least 1",
+    ),
+    "a column of an output": (
+        changed(source={"keep": ["v_sparse"]}, encode={"column": "v", "outputs": ["sparse", "dense"]}),
+        "steps[0].encode.column: the result's column 'v_sparse'",
+    ),
     "binary of odd dims": (
         changed(encode={"vector_type": "binary", "dims": 100}),
         "steps[0].encode.dims: binary packs 8",
@@ -245,6 +262,12 @@ def job_specs(draw: st.DrawFn) -> JobSpec:
         step |= {
             "dims": 8 * draw(st.integers(0, 99)),
             "vector_type": draw(st.sampled_from(["float32", "float16", "int8", "binary"])),
+        }
+        step |= {
+            "outputs": tuple(draw(st.lists(st.sampled_from(["dense", "sparse", "multi_vector"]), unique=True))),
+            "top_k": draw(st.integers(0, 9)),
+            "threshold": draw(st.floats(0, 9)),
+            "token_pooling": draw(st.integers(1, 9)),
         }
         step |= draw(
             st.sampled_from([{}, {"prompt": "query"}, {"prompt_text": "q: "}, {"normalize": False}, {"pooling": "cls"}])

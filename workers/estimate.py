@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..config.recipe import Recipe
 from ..config.words import counted
 from ..pipelines import sources
 from ..pipelines.job import Draft
@@ -35,7 +36,7 @@ class Estimate:
     sampled_rejects: int
     tokens: int | None  # of all rows, scaled up from the sample; None where `tokenizers` is not installed
     rows_out: int | None  # likewise; differs from `rows` with chunks and rejects
-    bytes_out: int  # before compression, scaled up; entities left out
+    bytes_out: int  # before compression, scaled up; entities and the weights that SPLADE adds are left out
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -75,6 +76,7 @@ def estimate(draft: Draft) -> Estimate:
     tokenised = _tokenise(draft, sample)
     good = sum(rows.batch.num_rows for rows in sample)
     tokens, items, refused = tokenised or (0, good, 0)
+    lists = _list_bytes(draft.recipe, tokens / items if items else 0.0)
     manifest = draft.manifest
     return Estimate(
         job=draft.id,
@@ -92,7 +94,7 @@ def estimate(draft: Draft) -> Estimate:
         sampled_rejects=seen - good + refused,
         tokens=round(tokens * scale) if tokenised else None,
         rows_out=round(items * scale) if tokenised else None,
-        bytes_out=round(_bytes_per_row(draft.schema, [rows.batch for rows in sample]) * items * scale),
+        bytes_out=round((_bytes_per_row(draft.schema, [rows.batch for rows in sample]) + lists) * items * scale),
     )
 
 
@@ -123,7 +125,7 @@ def _tokenise(draft: Draft, sample: list[Rows]) -> tuple[int, int, int] | None:
         if error.name != "tokenizers":
             raise
         return None
-    tokenizer = TextTokenizer(draft.checkpoint.folder, draft.recipe)
+    tokenizer = TextTokenizer(draft.checkpoint.folder / draft.recipe.part, draft.recipe)
     tokens = items = refused = 0
     for rows in sample:
         columns: list[pa.Array] = [rows.batch.column(name) for name in draft.spec.steps[0].text]
@@ -132,7 +134,7 @@ def _tokenise(draft: Draft, sample: list[Rows]) -> tuple[int, int, int] | None:
             costs, bad = prepared.costs.tolist(), prepared.bad
         else:
             encoded = encode_rows(tokenizer, columns)
-            costs, bad = [len(one.ids) for one in encoded.encodings], encoded.bad
+            costs, bad = [max(len(one.ids), draft.recipe.expand_to) for one in encoded.encodings], encoded.bad
         tokens, items, refused = tokens + sum(costs), items + len(costs), refused + len(bad)
     return tokens, items, refused
 
@@ -147,10 +149,21 @@ def _bytes_per_row(schema: pa.Schema, sample: list[pa.RecordBatch]) -> float:
     return total
 
 
+def _list_bytes(recipe: Recipe, tokens: float) -> float:
+    """Bytes of an item's sparse and multi-vector results, which grow with its tokens."""
+    total = 0.0
+    if "sparse" in recipe.outputs:
+        weights = tokens if not recipe.sparse.startswith("splade") else float(recipe.top_k)
+        total += 8 * (min(weights, recipe.top_k) if recipe.top_k else weights)
+    if "multi_vector" in recipe.outputs:
+        total += tokens / recipe.token_pooling * recipe.token_dims * (2 if recipe.vector_type == "float16" else 4)
+    return total
+
+
 def _width(kind: pa.DataType) -> float:
     if pa.types.is_fixed_size_list(kind):
         return kind.list_size * _width(kind.value_type)
     try:
-        return kind.bit_width / 8
+        return 0.0 if pa.types.is_nested(kind) else kind.bit_width / 8
     except ValueError:  # a list or a string: as long as what the model finds
         return 0.0

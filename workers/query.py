@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from .. import adapters
 from ..config.checkpoint import locate, resolve
+from ..config.columns import output_columns
 from ..config.errors import ModelError, OutputError, UsageError, nearest
 from ..config.recipe import Recipe
 from ..pipelines.provenance import RECIPES
@@ -22,7 +23,8 @@ from ..pipelines.reading import Reading, open_reading
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Hit:
-    """One row found: `score` is the cosine similarity; for binary vectors, of the signs."""
+    """One row found: `score` is the cosine similarity; for binary vectors, of the signs; for sparse ones the dot product;
+    for multi-vectors MaxSim."""
 
     id: str | int
     score: float
@@ -49,37 +51,39 @@ class Searcher:
             raise OutputError(f"{output} has no vector column made by lading encode")
         if column and column not in vectors:
             raise OutputError(f"{output} has no vector column {column!r}{nearest(column, vectors)}")
-        self.column = column or next(iter(vectors))
+        self.column = column or min(vectors, key=lambda name: "output" in vectors[name])  # a dense one, if there is one
         entry = vectors[self.column]
+        self.output: str = entry.get("output", "dense")
+        self._results = {*vectors, *(f"{name}_scale" for name in vectors)}
         self.text_column: str = entry["text"][0]
         self.recipe, folder = query_recipe(entry)
         self.adapter = adapters.load(self.recipe, folder, device=device)
 
-    def embed(self, texts: list[str]) -> np.ndarray:
-        """Query vectors, float32 (texts, dims), unit length. Raises OutputError for an empty text."""
+    def embed(self, texts: list[str]) -> pa.Array:
+        """The queries' results, as `encode` stores them. Raises OutputError for an empty text."""
         prepared = self.adapter.prepare([pa.array(texts, pa.string())])
         for row, (code, detail) in prepared.bad.items():
             raise OutputError(f"query {texts[row][:60]!r}: {code}: {detail}")
         batch = self.adapter.run([(prepared, np.arange(len(texts), dtype=np.int64))]).batch
-        return _unit(_floats(batch.column(0), "float32", None))
+        return batch.column(output_columns(self.recipe)[self.output])
 
     def search(self, texts: list[str], *, top: int = 5) -> list[list[Hit]]:
         """For each text its nearest rows, best first, by an exact scan in one pass over the table."""
         if top < 1:
             raise UsageError(f"top must be at least 1, not {top}")
-        queries = self.embed(texts)
+        scores_of = _SCORES[self.output](self.embed(texts))
         best_scores = np.full((len(texts), 0), 0.0, np.float32)
         best_places = np.zeros((len(texts), 0), np.int64)
         start = 0
-        for vectors in self._vectors():
-            scores = np.concatenate([best_scores, queries @ vectors.T], axis=1)
+        for batch in self._batches():
+            found = scores_of(self.stored_type, *batch.columns)
+            scores = np.concatenate([best_scores, found], axis=1)
             places = np.concatenate(
-                [best_places, np.broadcast_to(np.arange(start, start + len(vectors)), (len(texts), len(vectors)))],
-                axis=1,
+                [best_places, np.broadcast_to(np.arange(start, start + batch.num_rows), found.shape)], axis=1
             )
             keep = np.argsort(-scores, axis=1, kind="stable")[:, :top]
             best_scores, best_places = np.take_along_axis(scores, keep, 1), np.take_along_axis(places, keep, 1)
-            start += len(vectors)
+            start += batch.num_rows
         rows = self.reading.take(np.unique(best_places))
         by_place = dict(zip(np.unique(best_places).tolist(), rows.to_pylist(), strict=True))
         return [
@@ -87,15 +91,13 @@ class Searcher:
             for places, scores in zip(best_places.tolist(), best_scores.tolist(), strict=True)
         ]
 
-    def _vectors(self) -> Iterator[np.ndarray]:
-        kind = self.stored_type
+    def _batches(self) -> Iterator[pa.RecordBatch]:
         scale = f"{self.column}_scale"
         names = [self.column, scale] if scale in self.reading.schema.names else [self.column]
-        for batch in self.reading.to_batches(columns=names):
-            yield _unit(_floats(batch.column(0), kind, batch.column(1) if len(names) == 2 else None))
+        return iter(self.reading.to_batches(columns=names))
 
     def _hit(self, row: dict[str, Any], score: float) -> Hit:
-        hidden = {self.column, f"{self.column}_scale", "id", self.text_column}
+        hidden = {*self._results, "id", self.text_column}
         columns = {name: value for name, value in row.items() if name not in hidden}
         return Hit(id=row["id"], score=score, text=row.get(self.text_column) or "", columns=columns)
 
@@ -116,19 +118,80 @@ def query_recipe(entry: dict[str, Any]) -> tuple[Recipe, Path]:
     recipe = resolve(
         checkpoint,
         task="encode",
-        max_tokens=stored.max_tokens,
+        max_tokens=0 if stored.outputs == ("multi_vector",) else stored.max_tokens,  # theirs say how long a query is
         precision=stored.precision,
-        dims=stored.dims,
-        pooling=stored.pooling,
-        normalize=stored.normalize,
+        outputs=stored.outputs,
+        dims=stored.dims or stored.token_dims,
+        pooling=stored.pooling if "dense" in stored.outputs else "",
+        normalize=stored.normalize if "dense" in stored.outputs else None,
         known_as=entry.get("known_as", ""),
-        prompt="none" if entry["prompt"] == "none" else "query",
+        # Of other outputs, it is the prompt that says which side of the model a text is on.
+        prompt="none" if entry["prompt"] == "none" and "dense" in stored.outputs else "query",
     )
     if recipe.content != stored.content:
         raise ModelError(
             f"{where} is not the model the table was made with (content {stored.content[:12]}, now {recipe.content[:12]})"
         )
     return recipe, checkpoint.folder
+
+
+# -- scores: the queries' results -> the function from a stored batch (its type, its columns) to float32 (queries, rows),
+# NaN for rows that are null
+
+_Scores = Callable[..., np.ndarray]
+
+
+def _dense_scores(queries: pa.Array) -> _Scores:
+    unit = _unit(_floats(queries, "float32", None))
+    return lambda kind, vectors, scale=None: unit @ _unit(_floats(vectors, kind, scale)).T
+
+
+def _sparse_scores(queries: pa.Array) -> _Scores:
+    rows = queries.to_pylist()
+    width = 1 + max((max(row["indices"], default=0) for row in rows), default=0)
+    weights = np.zeros((len(rows), width), np.float32)
+    for place, row in enumerate(rows):
+        weights[place, row["indices"]] = row["values"]
+
+    def scores(_kind: str, stored: pa.Array) -> np.ndarray:
+        lists = stored.field("indices")
+        ids, values = (stored.field(name).flatten().to_numpy(zero_copy_only=False) for name in ("indices", "values"))
+        rows = np.repeat(np.arange(len(stored)), np.diff(lists.offsets.to_numpy()))
+        kept = ids < width
+        found = np.zeros((len(weights), len(stored)), np.float32)
+        for place, own in enumerate(weights):
+            np.add.at(found[place], rows[kept], own[ids[kept]] * values[kept])
+        found[:, ~np.asarray(stored.is_valid())] = np.nan
+        return found
+
+    return scores
+
+
+def _multi_vector_scores(queries: pa.Array) -> _Scores:
+    from ..adapters.multi_vector import maxsim
+
+    asked = _matrices(queries)
+
+    def scores(_kind: str, stored: pa.Array) -> np.ndarray:
+        found = maxsim(asked, _matrices(stored))
+        found[:, ~np.asarray(stored.is_valid())] = np.nan
+        return found
+
+    return scores
+
+
+def _matrices(lists: pa.Array) -> list[np.ndarray]:
+    """The vectors of each row, float32 (tokens, dims)."""
+    flat = _floats(lists.flatten(), "float32", None)
+    lengths = np.where(np.asarray(lists.is_valid()), np.diff(lists.offsets.to_numpy()), 0)
+    return np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else []
+
+
+_SCORES: dict[str, Callable[[pa.Array], _Scores]] = {
+    "dense": _dense_scores,
+    "sparse": _sparse_scores,
+    "multi_vector": _multi_vector_scores,
+}
 
 
 def _floats(array: pa.Array, kind: str, scale: pa.Array | None) -> np.ndarray:

@@ -41,6 +41,8 @@ OVERRIDE = "LADING_LINEAR"  # environment: torch or onednn, without a probe
 class PackedLinear(nn.Module):
     """`nn.Linear` with its weight in oneDNN's own blocked layout, followed by an activation if one is named."""
 
+    weight = None  # T5 looks for its dtype: there is none to look at
+
     def __init__(self, linear: nn.Linear, activation: tuple[str, str] = ("none", "")) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features

@@ -24,6 +24,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..config.checkpoint import POSITIONS_AFTER_PADDING
 from ..config.errors import ModelError
+from ..config.natives import native
 from ..config.recipe import Recipe
 from . import attention, bucketed, linear
 from .attention import IMPLEMENTATION, Segments, attending, segments_in_flight
@@ -160,10 +161,12 @@ def load_model(folder: Path, auto_class: Any, dtype: torch.dtype) -> transformer
         raise ModelError(
             f"{folder} has no *.safetensors file; other weight formats can run code when read and are refused"
         )
-    if "auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
-        log.warning("%s names code of its own (auto_map); it is not run, transformers' own class is used", folder)
+    path = folder / "config.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    translated = native(stored, path)
+    options = {} if translated is stored else {"config": transformers.AutoConfig.for_model(**translated)}
     bare = auto_class is transformers.AutoModel
-    if bare and json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") in ENCODER_ALONE:
+    if bare and translated.get("model_type") in ENCODER_ALONE:
         auto_class = transformers.AutoModelForTextEncoding
     with _quiet():
         try:
@@ -175,6 +178,7 @@ def load_model(folder: Path, auto_class: Any, dtype: torch.dtype) -> transformer
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                **options,
             )
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{folder} cannot be loaded: {error}") from error

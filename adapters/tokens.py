@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ class TextTokenizer:
             self._whole = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception for every kind of damage
             raise ModelError(f"{path} cannot be read: {error}") from error
+        self._check_vocabulary(folder)
         self._whole.no_padding()
         self._whole.no_truncation()
         self._cut = Tokenizer.from_str(self._whole.to_str())
@@ -105,6 +107,17 @@ class TextTokenizer:
         if limit <= max(self.overhead, pair):
             raise ModelError(
                 f"{limit} tokens leave no room for a text: prompt and special tokens take {max(self.overhead, pair)}"
+            )
+
+    def _check_vocabulary(self, folder: Path) -> None:
+        """Raises ModelError where the tokenizer has tokens for which the model has no row: a batch with one would fail, or worse."""
+        config = folder / "config.json"
+        rows = json.loads(config.read_text(encoding="utf-8")).get("vocab_size") if config.is_file() else None
+        last = max(self._whole.get_vocab().values(), default=-1)
+        if isinstance(rows, int) and last >= rows:
+            raise ModelError(
+                f"{folder / 'tokenizer.json'} has tokens up to number {last:,}, and the model {rows:,} of them from 0: "
+                "the files do not belong together; fetch the model again"
             )
 
     def _count_prompt(self, prompt: str) -> int:

@@ -15,6 +15,7 @@ from .content import check_safe, content_hash, integer_at, read_json, text_at
 from .errors import ModelError
 from .hub import Checkpoint, locate
 from .modules import read_modules
+from .natives import native
 from .recipe import Recipe
 from .wishes import Opened, Wishes
 
@@ -41,8 +42,8 @@ POSITIONS_AFTER_PADDING = frozenset({
     "xlm-roberta", "xlm-roberta-xl", "xmod",
 })
 # fmt: on
-
-
+# Trained in bfloat16 with activations that float16 cannot hold (model cards of EmbeddingGemma and T5).
+_OVERFLOW_IN_FLOAT16 = frozenset({"gemma", "gemma2", "gemma3", "gemma3_text", "t5", "mt5", "umt5"})
 _SETTLE = {"encode": encoders.settle, "score": scorers.settle, "extract": extractors.settle}
 
 
@@ -53,7 +54,8 @@ def resolve(checkpoint: Checkpoint, *, task: str, **wishes: Any) -> Recipe:
     """
     wish, folder = Wishes(**wishes), checkpoint.folder
     check_safe(folder)
-    opened = Opened(checkpoint, read_json(folder / "config.json"), read_modules(folder))
+    path = folder / "config.json"
+    opened = Opened(checkpoint, native(read_json(path), path), read_modules(folder))
     transformer = _transformer_config(folder)
     limit = _max_tokens(folder, opened.config, transformer, wish.max_tokens)
     if wish.chunk_tokens > limit:
@@ -64,7 +66,7 @@ def resolve(checkpoint: Checkpoint, *, task: str, **wishes: Any) -> Recipe:
     recipe = Recipe(
         task=task,
         content="",
-        architecture=text_at(opened.config, "model_type", folder / "config.json"),
+        architecture=text_at(opened.config, "model_type", path),
         max_tokens=limit,
         lower_case=bool(transformer.get("do_lower_case")),
         precision=wish.precision,
@@ -72,6 +74,8 @@ def resolve(checkpoint: Checkpoint, *, task: str, **wishes: Any) -> Recipe:
         chunk_tokens=0 if wish.chunk_tokens == limit else wish.chunk_tokens,
         chunk_overlap=wish.chunk_overlap,
     )
+    if wish.precision == "float16" and recipe.architecture in _OVERFLOW_IN_FLOAT16:
+        raise ModelError(f"{path}: a {recipe.architecture} model overflows in float16; use bfloat16 or float32")
     recipe = _SETTLE[task](recipe, opened, wish)  # refuses before gigabytes are hashed
     content = content_hash(folder, [module.path for module in opened.modules if module.path])
     return dataclasses.replace(recipe, content=content)

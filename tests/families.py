@@ -1,12 +1,15 @@
 """Small configurations and real fast tokenizers of text backbones, as their published checkpoints have them.
 
-`CONFIGS` says what a family's config needs beside tests.models' sizes; `tokenizer` trains one of the family's kind on docstrings.
+`CONFIGS` says what a family's config needs beside tests.models' sizes; `tokenizer` trains one of the family's kind on docstrings;
+`publish` rewrites a folder of transformers' own class as the authors' code wrote it.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -107,3 +110,59 @@ def tokenizer(architecture: str) -> Any:
     made.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=used)
     named = {f"{name}_token": token for name, token in names.items()}
     return PreTrainedTokenizerFast(tokenizer_object=made, **named, model_input_names=["input_ids", "attention_mask"])
+
+
+# -- published layouts: what the authors' own code calls what transformers' class has
+
+_NEW_CONFIG = {
+    "auto_map": {"AutoModel": "Alibaba-NLP/new-impl--modeling.NewModel"},
+    "model_type": "new",
+    "pack_qkv": True,
+}
+_NEW_CONFIG |= {"position_embedding_type": "rope", "layer_norm_type": "layer_norm", "rope_theta": 20000.0}
+_NEW_CONFIG |= {
+    "logn_attention_scale": False,
+    "logn_attention_clip1": False,
+    "rope_scaling": {"type": "ntk", "factor": 2.0},
+}
+_NOMIC_CONFIG = {
+    "auto_map": {"AutoModel": "nomic-ai/nomic-bert-2048--modeling.NomicBertModel"},
+    "model_type": "nomic_bert",
+}
+_NOMIC_CONFIG |= {
+    "activation_function": "swiglu",
+    "rotary_emb_base": 1000,
+    "rotary_emb_fraction": 1.0,
+    "qkv_proj_bias": False,
+}
+_NOMIC_CONFIG |= {"num_experts": 0, "max_trained_positions": 2048, "rotary_scaling_factor": None, "prenorm": False}
+_NOMIC_NAMES = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
+_NOMIC_NAMES |= {
+    "intermediate_size": "n_inner",
+    "layer_norm_eps": "layer_norm_epsilon",
+    "max_position_embeddings": "n_positions",
+}
+
+
+def publish(folder: Path, prefix: str = "") -> Path:
+    """Rewrite the `gte` or `nomic_bert` in `folder` as its authors' code has it (`prefix` of weights' names); returns the folder.
+
+    transformers itself saves the weights under their published names.
+    """
+    from safetensors.torch import load_file, save_file
+
+    path, stored = folder / "config.json", folder / "model.safetensors"
+    config, weights = json.loads(path.read_text()), load_file(stored)
+    assert any("qkv" in name.lower() for name in weights)
+    named = {name: name if name.startswith("classifier") else prefix + name.removeprefix("gte.") for name in weights}
+    save_file({named[name]: tensor for name, tensor in weights.items()}, stored, {"format": "pt"})
+    rope = config.pop("rope_parameters")
+    if config["model_type"] == "gte":
+        assert rope["rope_type"] == "linear", "the published models have NTK scaling"
+        config["architectures"] = [name.replace("Gte", "New") for name in config["architectures"]]
+        config |= _NEW_CONFIG
+    else:
+        config = {_NOMIC_NAMES.get(key, key): value for key, value in config.items()} | _NOMIC_CONFIG
+        del config["hidden_act"]
+    path.write_text(json.dumps(config))
+    return folder

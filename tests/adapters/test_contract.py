@@ -21,7 +21,7 @@ from benchmarks.corpus import texts_of_lengths
 from lading.adapters import Adapter, load
 from lading.config.checkpoint import locate, resolve
 from lading.workers.packer import pack
-from tests import models
+from tests import families, models
 
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 BLOCK = re.compile(r"(<!-- families: [^>]*-->\n)(.*?)(<!-- /families -->)", re.DOTALL)
@@ -82,6 +82,27 @@ def scorer(architecture: str, **options) -> Build:
     )
 
 
+NTK = {
+    "rope_type": "linear",
+    "factor": 2.0 ** (2 / 16),
+    "rope_theta": 40000.0,
+}  # what `ntk` by 2 from 20000 is for heads of 16
+
+
+def published(build: Build, prefix: str = "") -> Build:
+    """The checkpoint in its authors' layout, and beside it, for the reference, as transformers' own class saves it."""
+
+    def make(path: Path) -> Path:
+        build(path.parent / "native")
+        return families.publish(build(path), prefix)
+
+    return make
+
+
+def natively(reference: Reference) -> Reference:
+    return lambda folder, texts: reference(folder.parent / "native", texts)
+
+
 def dense(name: str, architecture: str = "", attention: str = "packed", bfloat16=(0.995, 0.1), **options) -> Case:
     return Case(name, encoder(architecture or name, **options), sentence_transformer, attention, bfloat16=bfloat16)
 
@@ -104,12 +125,21 @@ CASES = [
     dense("mistral, bidirectional", "mistral", is_causal=False),
     dense("gemma3_text, bidirectional", "gemma3_text", use_bidirectional_attention=True),
     dense("gemma3_text, heads of 256", "gemma3_text", use_bidirectional_attention=True, head_dim=256),
+    Case("new (gte)", published(encoder("gte", rope_parameters=NTK, pooling="cls")), natively(sentence_transformer)),
+    Case("nomic_bert, as published", published(encoder("nomic_bert")), natively(sentence_transformer)),
     dense("mpnet", attention="bucketed"),
     dense("deberta-v2", attention="bucketed"),
     dense("t5", attention="bucketed"),
     dense("mt5", attention="bucketed"),
     dense("umt5", attention="bucketed"),
     *(score(name) for name in ("bert", "xlm-roberta", "distilbert", "electra", "modernbert", "gte")),
+    Case(
+        "new (gte), score",
+        published(scorer("gte", rope_parameters=NTK), "new."),
+        natively(cross_encoder),
+        task="score",
+        bfloat16=(0.995, 0.15),
+    ),
     *(score(name, "bucketed") for name in ("mpnet", "deberta-v2")),
 ]
 

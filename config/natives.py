@@ -13,17 +13,12 @@ from .errors import ModelError
 
 Config = dict[str, Any]
 
+# fmt: off
 _SIZES = (
-    "vocab_size",
-    "type_vocab_size",
-    "initializer_range",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "id2label",
+    "vocab_size", "type_vocab_size", "initializer_range", "pad_token_id", "bos_token_id", "eos_token_id", "id2label", "label2id",
+    "num_labels", "classifier_dropout", "problem_type", "sentence_transformers", "sbert_ce_default_activation_function",
 )
-_SIZES += ("label2id", "num_labels", "classifier_dropout", "problem_type", "sentence_transformers")
-_SIZES += ("sbert_ce_default_activation_function",)
+# fmt: on
 
 
 def native(config: Config, path: Path) -> Config:

@@ -88,6 +88,45 @@ def test_fused_layers_change_nothing(folder: Path, monkeypatch: pytest.MonkeyPat
     assert relative_error(packed(model, texts), one_by_one(folder, texts)) <= 1e-4
 
 
+TOKEN_HEADS = ["bert", "roberta", "xlm-roberta", "distilbert", "electra", "albert", "modernbert", "nomic_bert", "gte"]
+TOKEN_HEADS += ["jina_embeddings_v3", "eurobert", "mpnet", "deberta-v2"]
+
+
+@pytest.mark.parametrize("architecture", TOKEN_HEADS)
+def test_token_logits_equal_one_by_one(tmp_path: Path, architecture: str):
+    """Logits over the vocabulary, from weights tied to the embeddings, are those of each text alone; all layers are fused."""
+    import transformers
+
+    auto_class = transformers.AutoModelForMaskedLM
+    models._save(tmp_path, auto_class, architecture)
+    model = PackedModel(recipe_of(architecture), tmp_path, auto_class, device="cpu", threads=1)
+    texts, offsets = items(LENGTHS), np.cumsum([0, *LENGTHS])
+    ragged = Ragged(np.concatenate(texts).astype(np.int32), offsets)
+    found = model.forward(to_device(ragged, np.arange(len(texts)), torch.device("cpu"))).logits[0].numpy()
+    reference = load_model(tmp_path, auto_class, torch.float32)
+    with torch.inference_mode():
+        expected = np.concatenate([reference(input_ids=torch.tensor([ids])).logits[0].numpy() for ids in texts])
+    assert relative_error(found, expected) <= 1e-4
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "llama", "gemma3_text", "modernbert"])
+def test_text_logits_equal_one_by_one(tmp_path: Path, architecture: str):
+    """A decoder's score of its last token, and a head that averages first, are those of each text alone."""
+    import transformers
+
+    auto_class = transformers.AutoModelForSequenceClassification
+    mean = {"classifier_pooling": "mean"} if architecture == "modernbert" else {}
+    models._save(tmp_path, auto_class, architecture, num_labels=3, **mean)
+    model = PackedModel(recipe_of(architecture), tmp_path, auto_class, device="cpu", threads=1)
+    texts, offsets = items(LENGTHS), np.cumsum([0, *LENGTHS])
+    ragged = Ragged(np.concatenate(texts).astype(np.int32), offsets)
+    found = model.forward(to_device(ragged, np.arange(len(texts)), torch.device("cpu"))).logits.numpy()
+    reference = load_model(tmp_path, auto_class, torch.float32)
+    with torch.inference_mode():
+        expected = np.concatenate([reference(input_ids=torch.tensor([ids])).logits.numpy() for ids in texts])
+    assert relative_error(found, expected) <= 1e-4
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_loads(folder: Path, precision: str):
     """The check at load accepts every architecture in half precision too, and hidden states come out in that dtype."""

@@ -26,7 +26,7 @@ from ..config.checkpoint import POSITIONS_AFTER_PADDING
 from ..config.errors import ModelError
 from ..config.natives import native
 from ..config.recipe import Recipe
-from . import attention, bucketed, linear
+from . import attention, bucketed, linear, tasks
 from .attention import IMPLEMENTATION, Segments, attending, segments_in_flight
 from .contract import Prepared
 from .devices import streams
@@ -92,7 +92,7 @@ class PackedModel:
             # faster (MiniLM, Zen 4), and on a core that others use too, one batch is late and not both.
             self.streams = streams("cpu", threads)
             torch.set_num_threads(1)
-        self.model = load_model(folder, auto_class, dtype)
+        self.model = load_model(folder, auto_class, dtype, recipe.task_adapter)
         self.model.to(device=self.device)  # pyright: ignore[reportCallIssue]
         config = self.model.config
         self.model_type: str = config.model_type
@@ -155,7 +155,9 @@ class PackedModel:
         return products
 
 
-def load_model(folder: Path, auto_class: Any, dtype: torch.dtype) -> transformers.PreTrainedModel:
+def load_model(
+    folder: Path, auto_class: Any, dtype: torch.dtype, task_adapter: str = ""
+) -> transformers.PreTrainedModel:
     """The checkpoint in eval mode on the CPU, without a pooler that its head does not need. safetensors only, no code from the folder."""
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
@@ -164,14 +166,19 @@ def load_model(folder: Path, auto_class: Any, dtype: torch.dtype) -> transformer
     path = folder / "config.json"
     stored = json.loads(path.read_text(encoding="utf-8"))
     translated = native(stored, path)
-    options = {} if translated is stored else {"config": transformers.AutoConfig.for_model(**translated)}
     bare = auto_class is transformers.AutoModel
+    source, options = folder, {}
+    if translated is not stored:
+        options["config"] = transformers.AutoConfig.for_model(**translated)
+    if "lora_adaptations" in translated:
+        source, options["state_dict"] = None, tasks.merged(folder, translated, task_adapter)
+        auto_class = auto_class._model_mapping[type(options["config"])]  # without a folder, only the class itself loads
     if bare and translated.get("model_type") in ENCODER_ALONE:
         auto_class = transformers.AutoModelForTextEncoding
     with _quiet():
         try:
             model, report = auto_class.from_pretrained(
-                folder,
+                source,
                 dtype=dtype,
                 attn_implementation="eager",
                 use_safetensors=True,

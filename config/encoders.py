@@ -10,6 +10,7 @@ from .errors import ModelError, nearest
 from .hub import SENTENCE_TRANSFORMERS, saved_prompts
 from .kinds import verb_of
 from .modules import read_pooling
+from .natives import task_adapter
 from .recipe import Recipe
 from .wishes import Opened, Wishes
 
@@ -32,6 +33,7 @@ def settle(recipe: Recipe, opened: Opened, wish: Wishes) -> Recipe:
         modules=tuple(module.path for module in opened.modules if module.kind == "Dense"),
         normalize=any(module.kind == "Normalize" for module in opened.modules),
         prompt=wish.prompt_text or prompt_named(folder, wish.prompt),
+        task_adapter=task_adapter(opened.config, wish.prompt),
         vector_type=wish.vector_type,
     )
 
@@ -58,7 +60,8 @@ def prompt_named(folder: Path, name: str) -> str:
     if name == "none":
         return ""
     prompts = saved_prompts(folder)
-    for candidate in {"document": ("document", "passage", "corpus")}.get(name, (name,)):
+    names = {"document": ("document", "passage", "corpus", "retrieval.passage"), "query": ("query", "retrieval.query")}
+    for candidate in names.get(name, (name,)):
         if candidate in prompts:
             return prompts[candidate]
     if name not in ("document", "query"):

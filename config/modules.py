@@ -11,6 +11,7 @@ from typing import Any
 
 from .content import integer_at, read_json, read_json_list, text_at, weight_files
 from .errors import ModelError, nearest
+from .natives import is_known
 
 # pooling_mode, and the flags it replaced, in the recipe's words.
 _POOLING = {
@@ -55,6 +56,8 @@ def read_modules(folder: Path) -> list[Module]:
     modules = []
     for one in listed:
         kind, where = text_at(one, "type", path), one.get("path") or ""
+        if kind == "custom_st.Transformer" and is_known(read_json(folder / "config.json")):
+            kind = "sentence_transformers.models.Transformer"  # its authors' own, which chooses an adapter: natives.py does
         package, _, name = kind.rpartition(".")
         if not package.startswith("sentence_transformers.") or name not in (
             "Transformer",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .errors import ModelError
+from .errors import ModelError, nearest
 
 Config = dict[str, Any]
 
@@ -17,6 +17,10 @@ Config = dict[str, Any]
 _SIZES = (
     "vocab_size", "type_vocab_size", "initializer_range", "pad_token_id", "bos_token_id", "eos_token_id", "id2label", "label2id",
     "num_labels", "classifier_dropout", "problem_type", "sentence_transformers", "sbert_ce_default_activation_function",
+)
+_BERT_SIZES = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps",
+    "max_position_embeddings",
 )
 # fmt: on
 
@@ -26,13 +30,36 @@ def native(config: Config, path: Path) -> Config:
 
     Raises ModelError: the checkpoint asks for what that class does not have.
     """
-    translate = _TRANSLATIONS.get(config.get("model_type", "")) if "auto_map" in config else None
+    translate = _translation(config)
     return translate(config, path) if translate else config
 
 
 def is_known(config: Config) -> bool:
     """Whether `native` can read it, so that code named by `auto_map` is not needed."""
-    return config.get("model_type") in _TRANSLATIONS
+    return _translation(config) is not None
+
+
+def task_adapter(config: Config, prompt: str) -> str:
+    """Which of the adapters that a checkpoint carries goes with a prompt's name, "" for none (jina-embeddings-v3 has five).
+
+    Raises ModelError: a name that is neither one of them nor document, query or none.
+    """
+    adapters = config.get("lora_adaptations") or []
+    wanted = {"document": "retrieval.passage", "query": "retrieval.query"}.get(prompt, prompt)
+    if not adapters or wanted == "none":
+        return ""
+    if wanted not in adapters:
+        raise ModelError(f"the checkpoint has no adapter for the prompt {prompt!r}{nearest(wanted, adapters)}")
+    return wanted
+
+
+def _translation(config: Config) -> Callable[[Config, Path], Config] | None:
+    if "auto_map" not in config:
+        return None
+    kind = config.get("model_type", "")
+    if kind == "xlm-roberta":  # of itself a plain one; its authors' code makes it another
+        kind += f", {config.get('position_embedding_type')}"
+    return _TRANSLATIONS.get(kind)
 
 
 def _insist(config: Config, path: Path, wanted: Config) -> None:
@@ -48,15 +75,7 @@ def _gte(config: Config, path: Path) -> Config:
     """model_type `new` of Alibaba-NLP/new-impl (gte-*-v1.5, gte-multilingual-*, arctic-embed-m-v2.0), as `gte`."""
     _insist(config, path, {"position_embedding_type": "rope", "layer_norm_type": "layer_norm", "pack_qkv": True})
     _insist(config, path, {"logn_attention_scale": False, "logn_attention_clip1": False})
-    sizes = (
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "hidden_act",
-        "layer_norm_eps",
-    )
-    kept = {key: config[key] for key in (*_SIZES, *sizes, "max_position_embeddings") if key in config}
+    kept = {key: config[key] for key in (*_SIZES, *_BERT_SIZES) if key in config}
     theta, scaling = float(config.get("rope_theta", 10000.0)), config.get("rope_scaling")
     rope: Config = {"rope_type": "default", "rope_theta": theta}
     if scaling:
@@ -100,4 +119,17 @@ def _nomic(config: Config, path: Path) -> Config:
     }
 
 
-_TRANSLATIONS: dict[str, Callable[[Config, Path], Config]] = {"new": _gte, "nomic_bert": _nomic}
+def _jina(config: Config, path: Path) -> Config:
+    """jina-embeddings-v3 as first published (jinaai/xlm-roberta-flash-implementation), with its tasks' adapters."""
+    _insist(config, path, {"use_reg_tokens": False})
+    adapters = ("lora_adaptations", "lora_rank", "lora_alpha")
+    kept = {key: config[key] for key in (*_SIZES, *_BERT_SIZES, *adapters) if key in config}
+    rope = {"rope_type": "default", "rope_theta": float(config.get("rotary_emb_base", 10000.0))}
+    return kept | {"model_type": "jina_embeddings_v3", "architectures": [], "rope_parameters": rope}
+
+
+_TRANSLATIONS: dict[str, Callable[[Config, Path], Config]] = {
+    "new": _gte,
+    "nomic_bert": _nomic,
+    "xlm-roberta, rotary": _jina,
+}

@@ -166,3 +166,43 @@ def publish(folder: Path, prefix: str = "") -> Path:
         del config["hidden_act"]
     path.write_text(json.dumps(config))
     return folder
+
+
+TASKS = ["retrieval.query", "retrieval.passage", "separation", "classification", "text-matching"]
+_JINA_CODE = "jinaai/xlm-roberta-flash-implementation--modeling_lora.XLMRobertaLoRA"
+
+
+def publish_tasks(folder: Path, native: Path, task: str) -> Path:
+    """Give the `jina_embeddings_v3` in `folder` an adapter for each task, as first published; `native` gets that of `task` merged in."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    draw = torch.Generator().manual_seed(2)
+    weights, made, plain = load_file(folder / "model.safetensors"), {}, {}
+    for name, weight in weights.items():
+        layer, _, kind = name.rpartition(".")
+        key = f"roberta.{layer}.parametrizations.weight"
+        if kind != "weight" or "norm" in layer.lower() or "emb_ln" in layer:
+            made[f"roberta.{name}"] = plain[name] = weight
+            continue
+        rows, columns = weight.shape
+        first, second = ((len(TASKS), rows, 4), (len(TASKS), 4, columns))
+        one, other = torch.randn(first, generator=draw) * 0.2, torch.randn(second, generator=draw) * 0.2
+        linear = "embeddings" not in layer
+        made |= {f"{key}.original": weight, f"{key}.0.lora_B": one if linear else other}
+        made[f"{key}.0.lora_A"] = other if linear else one
+        number = TASKS.index(task)
+        plain[name] = weight + one[number] @ other[number] / 4
+    save_file(plain, native / "model.safetensors", {"format": "pt"})
+    save_file(made, folder / "model.safetensors", {"format": "pt"})
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"model_type": "xlm-roberta", "architectures": ["XLMRobertaModel"], "auto_map": {"AutoModel": _JINA_CODE}}
+    config |= {"position_embedding_type": "rotary", "rotary_emb_base": config.pop("rope_parameters")["rope_theta"]}
+    config |= {"lora_adaptations": TASKS, "lora_rank": 4, "lora_alpha": 1, "load_trained_adapters": True}
+    path.write_text(json.dumps(config))
+    path = folder / "modules.json"
+    listed = json.loads(path.read_text())
+    listed[0] |= {"type": "custom_st.Transformer", "kwargs": ["task"]}
+    path.write_text(json.dumps(listed))
+    return folder

@@ -77,6 +77,62 @@ def test_a_mixture_of_experts_is_refused(tmp_path: Path):
         resolve(locate(str(folder)), task="encode")
 
 
+@pytest.fixture(scope="module")
+def jina(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("jina")
+    prompts = {"retrieval.query": "A query: ", "retrieval.passage": "A passage: ", "text-matching": ""}
+    for name in ("model", "native"):
+        models.tiny_encoder(folder / name, "jina_embeddings_v3", prompts=prompts)
+    return families.publish_tasks(folder / "model", folder / "native", "retrieval.query")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "adapter", "text"),
+    [
+        ("document", "retrieval.passage", "A passage: "),
+        ("query", "retrieval.query", "A query: "),
+        ("text-matching", "text-matching", ""),
+        ("none", "", ""),
+    ],
+)
+def test_the_prompt_chooses_the_adapter(jina: Path, prompt: str, adapter: str, text: str):
+    """Of the adapters inside jina-embeddings-v3 the prompt's name chooses one, which the recipe then holds."""
+    recipe = resolve(locate(str(jina)), task="encode", prompt=prompt)
+    assert (recipe.architecture, recipe.task_adapter, recipe.prompt) == ("jina_embeddings_v3", adapter, text)
+    assert ("task_adapter" in recipe.to_dict()) == bool(adapter)
+
+
+def test_adapters_differ_and_equal_the_merged_weights(jina: Path):
+    """With the query's adapter the vectors are those of the class with that adapter merged in; others give other vectors."""
+    import numpy as np
+    import pyarrow as pa
+    from sentence_transformers import SentenceTransformer
+
+    from lading.adapters import load
+
+    texts = pa.array(["a lading", "a bill of lading lists what was put aboard"])
+    found = {}
+    for prompt in ("query", "document", "none"):
+        adapter = load(resolve(locate(str(jina)), task="encode", prompt=prompt), jina, device="cpu")
+        prepared = adapter.prepare([texts])
+        found[prompt] = np.stack(adapter.run([(prepared, np.arange(2))]).batch.column(0).to_numpy(zero_copy_only=False))
+    reference = SentenceTransformer(str(jina.parent / "native"), device="cpu")
+    expected = reference.encode(texts.to_pylist(), prompt_name="retrieval.query")
+    assert np.abs(found["query"] - expected).max() < 1e-5
+    assert np.abs(found["document"] - expected).max() > 1e-2
+    assert np.abs(found["none"] - expected).max() > 1e-2
+
+
+def test_a_task_without_an_adapter_is_refused(jina: Path, tmp_path: Path):
+    """A prompt that no adapter goes with is refused, and those that there are named."""
+    import shutil
+
+    folder = shutil.copytree(jina, tmp_path / "model")
+    change(folder, lora_adaptations=["retrieval.query"])
+    with pytest.raises(ModelError, match=r"no adapter for the prompt 'document'; did you mean 'retrieval\.query'"):
+        resolve(locate(str(folder)), task="encode")
+
+
 def test_code_for_the_tokenizer_is_still_refused(gte: Path):
     """A tokenizer that needs code of its own has no other form."""
     change(gte, "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokens.Mine", None]})

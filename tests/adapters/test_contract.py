@@ -99,6 +99,16 @@ def published(build: Build, prefix: str = "") -> Build:
     return make
 
 
+def with_tasks(task: str) -> Build:
+    """jina-embeddings-v3 as first published, and beside it the same with the adapter of `task` merged in."""
+    build = encoder("jina_embeddings_v3")
+
+    def make(path: Path) -> Path:
+        return families.publish_tasks(build(path), build(path.parent / "native"), task)
+
+    return make
+
+
 def natively(reference: Reference) -> Reference:
     return lambda folder, texts: reference(folder.parent / "native", texts)
 
@@ -127,6 +137,7 @@ CASES = [
     dense("gemma3_text, heads of 256", "gemma3_text", use_bidirectional_attention=True, head_dim=256),
     Case("new (gte)", published(encoder("gte", rope_parameters=NTK, pooling="cls")), natively(sentence_transformer)),
     Case("nomic_bert, as published", published(encoder("nomic_bert")), natively(sentence_transformer)),
+    Case("jina-embeddings-v3, as published", with_tasks("retrieval.passage"), natively(sentence_transformer)),
     dense("mpnet", attention="bucketed"),
     dense("deberta-v2", attention="bucketed"),
     dense("t5", attention="bucketed"),

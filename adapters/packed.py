@@ -126,10 +126,10 @@ class PackedModel:
 
     def _become_packed(self, dtype: torch.dtype) -> str:
         """Switch to packed attention and fast layers; what the model gives for a sample must not change."""
-        sample = _sample(self.model.config)
-        with torch.inference_mode():
-            expected = [_result(self.model(input_ids=torch.tensor([ids], device=self.device))) for ids in sample]
         try:
+            sample = _sample(self.model.config)
+            with torch.inference_mode():
+                expected = [_result(self.model(input_ids=torch.tensor([ids], device=self.device))) for ids in sample]
             relative = bucketed.adapt(self.model)
             asks = relative or ("softcap" if getattr(self.model.config, "attn_logit_softcapping", None) else "")
             self.backend = attention.choose(self.device, dtype, _head_size(self.model.config), asks)

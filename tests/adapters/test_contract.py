@@ -28,19 +28,28 @@ BLOCK = re.compile(r"(<!-- families: [^>]*-->\n)(.*?)(<!-- /families -->)", re.D
 MAX_TOKENS = 600
 WORDS = [1, 1, 2, 3, 3, 3, 5, 8, 8, 13, 24, 24, 45, 90, 130, 400]  # of the texts: 2 to 600 tokens, the longest is cut
 
+
+def first_column(batch: pa.RecordBatch) -> np.ndarray:
+    """The result column of a batch as float (items, numbers)."""
+    found = batch.column(0).to_numpy(zero_copy_only=False)
+    return np.stack(found) if found.dtype == object else found[:, None]
+
+
 Reference = Callable[[Path, list[str]], np.ndarray]
 Build = Callable[[Path], Path]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Case:
-    """One family with one head."""
+    """One family with one head. To add one, add a line to CASES."""
 
     name: str
     build: Build
     reference: Reference  # (folder, texts) -> float (texts, numbers), each text alone
     attention: str = "packed"  # or bucketed: once for all texts of one length
     task: str = "encode"
+    wishes: dict[str, object] = dataclasses.field(default_factory=dict)  # what else is asked of the checkpoint
+    numbers: Callable[[pa.RecordBatch], np.ndarray] = first_column  # result columns -> what the reference gives
     bfloat16: tuple[float, float] = (0.995, 0.1)  # least cosine and largest relative error against float32
 
 
@@ -164,7 +173,7 @@ class Built:
 
     def adapter(self, **wishes) -> Adapter:
         given = {"max_tokens": MAX_TOKENS} if self.case.task == "score" else {}
-        recipe = resolve(locate(str(self.folder)), task=self.case.task, **given | wishes)
+        recipe = resolve(locate(str(self.folder)), task=self.case.task, **given | self.case.wishes | wishes)
         return load(recipe, self.folder, device="cpu", threads=1)
 
     def run(self, adapter: Adapter, texts: list[str], budget: int = 100_000) -> np.ndarray:
@@ -176,8 +185,7 @@ class Built:
         for batch in pack(prepared.costs, budget):
             outputs = adapter.run([(prepared, batch)])
             assert not outputs.bad
-            result = outputs.batch.column(0).to_numpy(zero_copy_only=False)
-            found[batch] = np.stack(result) if result.dtype == object else result[:, None]
+            found[batch] = self.case.numbers(outputs.batch)
         return found
 
 

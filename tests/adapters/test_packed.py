@@ -6,6 +6,7 @@ That every family's results are right is test_contract.py's.
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -135,6 +136,26 @@ def test_half_precision_loads(folder: Path, precision: str):
     assert np.isfinite(packed(model, items([3, 8]))).all()
 
 
+@pytest.mark.parametrize("architecture", ["deberta-v2", "mpnet", "umt5"])
+def test_tables_of_distances_are_shared_by_threads(tmp_path: Path, architecture: str):
+    """Batches of ever longer texts, several at once, give what they give alone, though they make each other's tables."""
+    folder = models.tiny_encoder(tmp_path / architecture, architecture)
+    batches = [items([length, length - 3]) for length in range(5, 120, 9)]
+    alone = [packed(load(folder), texts) for texts in batches[::5]]
+    model = load(folder)
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda texts: packed(model, texts), batches))
+    for one, other in zip(alone, together[::5], strict=True):
+        assert relative_error(one, other) <= 1e-5
+
+
+def test_a_convolution_over_neighbours_is_refused(tmp_path: Path):
+    """The DeBERTa-v2 with a convolution, which would see the next text, is refused with the setting's name."""
+    folder = models.tiny_encoder(tmp_path / "m", "deberta-v2", conv_kernel_size=3)
+    with pytest.raises(ModelError, match=r"'deberta-v2' cannot be run packed: .*conv_kernel_size"):
+        load(folder)
+
+
 def test_a_wrong_position_offset_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Negative control: RoBERTa's positions counted from 0 are found at load, and refused."""
     folder = models.tiny_encoder(tmp_path / "roberta", "roberta")
@@ -157,6 +178,26 @@ def test_what_cannot_be_packed_is_refused_by_name(tmp_path: Path, architecture: 
     folder = models.tiny_encoder(tmp_path / "m", architecture)
     with pytest.raises(ModelError, match=f"'{architecture}' cannot be run packed"):
         load(folder)
+
+
+def test_a_model_of_several_inputs_is_refused_by_name(tmp_path: Path):
+    """A model that wants more than texts is an error of the model by its type's name, not a traceback."""
+    import transformers
+
+    text = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "vocab_size": 300,
+    }
+    sizes = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.AutoConfig.for_model(
+        "clip", text_config=text, vision_config=sizes | {"intermediate_size": 64}
+    )
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="'clip' cannot be run packed"):
+        PackedModel(recipe_of("clip"), tmp_path, transformers.AutoModel, device="cpu", threads=1)
 
 
 @pytest.mark.parametrize("nested", [False, True])

@@ -166,17 +166,20 @@ def load_model(
     path = folder / "config.json"
     stored = json.loads(path.read_text(encoding="utf-8"))
     translated = native(stored, path)
+    if translated is stored and "auto_map" in stored:
+        log.warning("%s names code of its own (auto_map); it is not run, transformers' own class is used", folder)
     bare = auto_class is transformers.AutoModel
-    source, options = folder, {}
-    if translated is not stored:
-        options["config"] = transformers.AutoConfig.for_model(**translated)
-    if "lora_adaptations" in translated:
-        source, options["state_dict"] = None, tasks.merged(folder, translated, task_adapter)
-        auto_class = auto_class._model_mapping[type(options["config"])]  # without a folder, only the class itself loads
     if bare and translated.get("model_type") in ENCODER_ALONE:
         auto_class = transformers.AutoModelForTextEncoding
+    source: Any = folder
+    options: dict[str, Any] = {}
     with _quiet():
         try:
+            if translated is not stored:
+                options["config"] = transformers.AutoConfig.for_model(**translated)
+                if "lora_adaptations" in translated:  # without a folder, only the class itself loads
+                    source, options["state_dict"] = None, tasks.merged(folder, translated, task_adapter)
+                    auto_class = auto_class._model_mapping[type(options["config"])]
             model, report = auto_class.from_pretrained(
                 source,
                 dtype=dtype,

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.corpus import texts_of_lengths
-from lading.adapters import Adapter, load
+from lading.adapters import Adapter, Prepared, load
 from lading.config.checkpoint import locate, resolve
 from lading.workers.packer import pack
 from tests import families, models
@@ -176,10 +176,13 @@ class Built:
         recipe = resolve(locate(str(self.folder)), task=self.case.task, **given | self.case.wishes | wishes)
         return load(recipe, self.folder, device="cpu", threads=1)
 
+    def prepare(self, adapter: Adapter, texts: list[str]) -> Prepared:
+        columns = list(zip(*pairs(texts), strict=True)) if self.case.task == "score" else [texts]
+        return adapter.prepare([pa.array(column, pa.string()) for column in columns])
+
     def run(self, adapter: Adapter, texts: list[str], budget: int = 100_000) -> np.ndarray:
         """Results of all texts in their order, in batches of at most `budget` tokens."""
-        columns = list(zip(*pairs(texts), strict=True)) if self.case.task == "score" else [texts]
-        prepared = adapter.prepare([pa.array(column, pa.string()) for column in columns])
+        prepared = self.prepare(adapter, texts)
         assert not prepared.bad
         found = np.empty((len(texts), self.expected.shape[1]), np.float32)
         for batch in pack(prepared.costs, budget):
@@ -233,12 +236,20 @@ def test_batches_and_order_do_not_matter(built: Built, adapter: Adapter, found: 
 
 
 def test_a_neighbour_does_not_leak(built: Built, adapter: Adapter, found: np.ndarray):
-    """Changing one text of a batch leaves the others where they were, to 1e-6."""
-    changed = [*built.texts]
-    changed[10] = "something else of quite another length"
+    """Changing one text of a batch, not its length, leaves the others where they were, to 1e-6."""
+    costs, words = built.prepare(adapter, built.texts).costs, built.texts[10].split()
+    for seed in range(
+        100
+    ):  # another order of its words that gives as many tokens, so that all products have the same shapes
+        order = np.random.default_rng(seed).permutation(len(words))
+        changed = [*built.texts[:10], " ".join(words[n] for n in order), *built.texts[11:]]
+        if (built.prepare(adapter, changed).costs == costs).all():
+            break
+    else:
+        pytest.fail("no order of the words has as many tokens")
     moved = np.abs(built.run(adapter, changed) - found).max(1) / np.abs(found).max()
     touched = {10, 13} if built.case.task == "score" else {10}
-    assert all(moved[n] > 1e-3 if n in touched else moved[n] <= 1e-6 for n in range(len(moved)))
+    assert all(moved[n] > 1e-4 if n in touched else moved[n] <= 1e-6 for n in range(len(moved)))
 
 
 def test_bfloat16_stays_close(built: Built):

@@ -51,6 +51,10 @@ class Segments:
         return cls(lengths, edges.to(device, torch.int32), int(lengths.max()), runs)
 
 
+# query and key of equally long texts (texts, heads, size, width) -> what their scores get on top, (texts or 1, heads, size, size)
+Bias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shape:
     """How one layer attends: all that a kernel needs beside the tensors."""
@@ -58,6 +62,8 @@ class Shape:
     scale: float
     causal: bool
     window: int | None  # a token sees those closer than this; None: all
+    softcap: float | None = None  # scores are squeezed into (-softcap, softcap)
+    bias: Bias | None = None  # added to the scores
 
 
 # (query (tokens, heads, width), key and value (tokens, key heads, width), ...) -> (tokens, heads, width)
@@ -117,14 +123,26 @@ def packed_attention(
         raise ModelError("packed attention was called outside of a packed forward pass")
     if attention_mask is not None:
         raise ModelError("a mask reached packed attention; packed batches have none")
-    for name in ("softcap", "s_aux", "position_bias"):
-        if options.get(name) is not None:
-            raise ModelError(f"packed attention has no {name}")
-    causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
+    bias, softcap = options.get("position_bias"), options.get("softcap")
+    if options.get("s_aux") is not None:
+        raise ModelError("packed attention has no s_aux")
+    if isinstance(bias, torch.Tensor | float):  # over all tokens of the batch; bucketed.py gives it as a function
+        raise ModelError("packed attention has no position_bias")
+    decoder = bool(getattr(module, "is_causal", False))
+    causal = decoder if is_causal is None else is_causal
+    if decoder and not (causal and getattr(getattr(module, "config", None), "is_causal", True)):
+        # Its checkpoint says that texts are read both ways. transformers' mask then counts the window's edge in.
+        causal, sliding_window = False, sliding_window and sliding_window + 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    attend = backend.attend if segments.keys is None else attend_to_some
-    return attend(q, k, v, segments, Shape(scale, causal, sliding_window))[None], None
+    shape = Shape(scale, causal, sliding_window, softcap, bias)
+    plain = bias is None and softcap is None
+    if segments.keys is not None:
+        if not plain:
+            raise ModelError("tokens that nobody looks at go with neither relative positions nor a softcap")
+        return attend_to_some(q, k, v, segments, shape)[None], None
+    attend = backend.attend if plain else attend_in_runs
+    return attend(q, k, v, segments, shape)[None], None
 
 
 def no_mask(*_: Any, attention_mask: torch.Tensor | None = None, **__: Any) -> None:
@@ -179,14 +197,32 @@ def attend_to_some(
 
 def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, size: int, shape: Shape) -> torch.Tensor:
     grouped = q.shape[1] != k.shape[1]
-    if shape.window is not None and size > shape.window:
-        places = torch.arange(size, device=q.device)
-        distance = places[:, None] - places[None, :]
-        seen = distance.abs() < shape.window
-        if shape.causal:
-            seen &= distance >= 0
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=shape.scale, enable_gqa=grouped)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=shape.causal, scale=shape.scale, enable_gqa=grouped)
+    seen = _seen(size, shape, q.device)
+    if shape.softcap is not None:
+        if grouped:
+            k, v = (one.repeat_interleave(q.shape[1] // k.shape[1], 1) for one in (k, v))
+        scores = torch.tanh(q @ k.transpose(2, 3) * (shape.scale / shape.softcap)) * shape.softcap
+        scores = scores if seen is None else scores.masked_fill(~seen, -torch.inf)
+        return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+    mask = seen
+    if shape.bias is not None:
+        bias = shape.bias(q, k)
+        mask = bias if seen is None else bias.masked_fill(~seen, -torch.inf)
+    causal = shape.causal and mask is None
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, scale=shape.scale, enable_gqa=grouped
+    )
+
+
+def _seen(size: int, shape: Shape, device: torch.device) -> torch.Tensor | None:
+    """Which token sees which, bool (size, size); None for all of them, or all before itself where SDPA has a word for it."""
+    window = size if shape.window is None else shape.window
+    if size <= window and (not shape.causal or (shape.softcap is None and shape.bias is None)):
+        return None
+    places = torch.arange(size, device=device)
+    distance = places[:, None] - places[None, :]
+    seen = distance.abs() < window
+    return seen & (distance >= 0) if shape.causal else seen
 
 
 SCORES_IN_CACHE = 2**18  # elements of the score matrix that one bmm makes: 512 KiB of bfloat16 stay in L2
@@ -311,13 +347,18 @@ BACKENDS = {
 }
 
 
-def choose(device: torch.device, dtype: torch.dtype, width: int) -> Backend:
+def choose(device: torch.device, dtype: torch.dtype, width: int, asks: str = "") -> Backend:
     """The fastest kernel that this device, dtype, head size and installation have; what is missing is logged.
+
+    asks: what the model adds to its scores that torch's SDPA alone gives, if anything.
 
     LADING_ATTENTION forces one by name; a name that is unknown, or cannot run here, raises ModelError.
     """
     forced = os.environ.get(OVERRIDE)
-    if forced:
+    if asks:
+        slower = f"attention with {asks} runs as one SDPA call per run of equal lengths, which is slower"
+        backend = dataclasses.replace(BACKENDS["sdpa-runs"], warning=slower if device.type == "cuda" else "")
+    elif forced:
         if forced not in BACKENDS:
             raise ModelError(f"{OVERRIDE}={forced} is not a backend; valid: {', '.join(sorted(BACKENDS))}")
         lack = _lack_of_native(device, dtype, width) if forced == "native" else ""

@@ -19,11 +19,14 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
+from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..config.checkpoint import POSITIONS_AFTER_PADDING
 from ..config.errors import ModelError
+from ..config.natives import native
 from ..config.recipe import Recipe
-from . import attention, linear
+from . import attention, bucketed, linear, tasks
 from .attention import IMPLEMENTATION, Segments, attending, segments_in_flight
 from .contract import Prepared
 from .devices import streams
@@ -31,11 +34,13 @@ from .tokens import Ragged, concatenate
 
 log = logging.getLogger(__name__)
 
+ENCODER_ALONE = ("t5", "mt5", "umt5")  # of these, sentence-transformers saves and runs the encoder without its decoder
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # How far packed results may lie from the model's own, relative to their size. In half precision the order of
 # the sums alone moves them by some units in the last place per layer.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+WIDEST_TRIED = 512  # tokens of a window that the check at load looks beyond; wider ones would make it slow
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,7 +92,7 @@ class PackedModel:
             # faster (MiniLM, Zen 4), and on a core that others use too, one batch is late and not both.
             self.streams = streams("cpu", threads)
             torch.set_num_threads(1)
-        self.model = load_model(folder, auto_class, dtype)
+        self.model = load_model(folder, auto_class, dtype, recipe.task_adapter)
         self.model.to(device=self.device)  # pyright: ignore[reportCallIssue]
         config = self.model.config
         self.model_type: str = config.model_type
@@ -100,7 +105,7 @@ class PackedModel:
         self.first_position = int(config.pad_token_id) + 1 if padded else 0
         self.uses_types = getattr(config, "type_vocab_size", 0) > 1
         self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
-        self.backend = attention.choose(self.device, dtype, _head_size(config))
+        self._scores_last_token = _scores_last_token(self.model)
         _first_rows_for_heads(self.model)
         products = self._become_packed(dtype)
         self.kernel = f"{self.backend.name}+{products}/{self.device.type}/{recipe.precision}"
@@ -113,15 +118,25 @@ class PackedModel:
         if self.uses_types:
             inputs["token_type_ids"] = torch.zeros_like(batch.tokens) if batch.types is None else batch.types
         with torch.inference_mode(), attending(batch.segments, self.backend):
-            return self.model(**inputs)
+            if not self._scores_last_token:
+                return self.model(**inputs)
+            model: Any = self.model
+            hidden = getattr(model, model.base_model_prefix)(**inputs).last_hidden_state[0]
+            return SequenceClassifierOutput(logits=model.score(hidden[batch.segments.edges[1:].long() - 1]))
 
     def _become_packed(self, dtype: torch.dtype) -> str:
         """Switch to packed attention and fast layers; what the model gives for a sample must not change."""
-        sample = _sample(self.model.config)
-        with torch.inference_mode():
-            expected = [_result(self.model(input_ids=torch.tensor([ids], device=self.device))) for ids in sample]
         try:
-            self.model.set_attn_implementation(IMPLEMENTATION)
+            sample = _sample(self.model.config)
+            with torch.inference_mode():
+                expected = [_result(self.model(input_ids=torch.tensor([ids], device=self.device))) for ids in sample]
+            relative = bucketed.adapt(self.model)
+            asks = relative or ("softcap" if getattr(self.model.config, "attn_logit_softcapping", None) else "")
+            self.backend = attention.choose(self.device, dtype, _head_size(self.model.config), asks)
+            with _quiet():
+                self.model.set_attn_implementation(IMPLEMENTATION)
+            # Where the class cannot be told, as with MPNet, its mask function still looks here.
+            self.model.config._attn_implementation_internal = IMPLEMENTATION
             products = linear.speed_up(self.model) if self.device.type == "cpu" else "torch"
             offsets = np.cumsum([0, *map(len, sample)])
             ragged = Ragged(np.concatenate(sample).astype(np.int32), offsets.astype(np.int64))
@@ -140,40 +155,60 @@ class PackedModel:
         return products
 
 
-def load_model(folder: Path, auto_class: Any, dtype: torch.dtype) -> transformers.PreTrainedModel:
+def load_model(
+    folder: Path, auto_class: Any, dtype: torch.dtype, task_adapter: str = ""
+) -> transformers.PreTrainedModel:
     """The checkpoint in eval mode on the CPU, without a pooler that its head does not need. safetensors only, no code from the folder."""
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
             f"{folder} has no *.safetensors file; other weight formats can run code when read and are refused"
         )
-    if "auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+    path = folder / "config.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    translated = native(stored, path)
+    if translated is stored and "auto_map" in stored:
         log.warning("%s names code of its own (auto_map); it is not run, transformers' own class is used", folder)
+    bare = auto_class is transformers.AutoModel
+    if bare and translated.get("model_type") in ENCODER_ALONE:
+        auto_class = transformers.AutoModelForTextEncoding
+    source: Any = folder
+    options: dict[str, Any] = {}
     with _quiet():
         try:
+            if translated is not stored:
+                options["config"] = transformers.AutoConfig.for_model(**translated)
+                if "lora_adaptations" in translated:  # without a folder, only the class itself loads
+                    source, options["state_dict"] = None, tasks.merged(folder, translated, task_adapter)
+                    auto_class = auto_class._model_mapping[type(options["config"])]
             model, report = auto_class.from_pretrained(
-                folder,
+                source,
                 dtype=dtype,
                 attn_implementation="eager",
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                **options,
             )
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{folder} cannot be loaded: {error}") from error
-    bare = auto_class is transformers.AutoModel
     missing = sorted(key for key in report["missing_keys"] if not (bare and key.startswith("pooler.")))
     if missing:
         raise ModelError(f"the weights in {folder} lack {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}")
     if bare and getattr(model, "pooler", None) is not None:
         model.pooler = None
+    model.config.use_cache = False  # keys and values are needed once; a cache of windows would also see less of a text
     return model.eval()
 
 
 def _first_rows_for_heads(model: transformers.PreTrainedModel) -> None:
-    """Let sequence classification heads, which look at position 0, see the first token of every packed text."""
-    if not type(model).__name__.endswith("ForSequenceClassification"):
+    """Let sequence classification heads, which look at position 0, see there the one row that they need of every packed text.
+
+    It is the first token's; where the head averages first, the mean; a decoder's last token is chosen in `forward`.
+    """
+    if not type(model).__name__.endswith("ForSequenceClassification") or _scores_last_token(model):
         return
+    mean = getattr(model.config, "classifier_pooling", "cls") == "mean"
     backbone = getattr(model, model.base_model_prefix)  # pyright: ignore[reportArgumentType, reportCallIssue]
     pooler = getattr(backbone, "pooler", None)
 
@@ -181,13 +216,24 @@ def _first_rows_for_heads(model: transformers.PreTrainedModel) -> None:
         segments = segments_in_flight()
         if segments is None:
             return output
-        first = output.last_hidden_state[0, segments.edges[:-1].long()][:, None]  # (texts, 1, width)
+        hidden, lengths = output.last_hidden_state[0], segments.lengths
+        if mean:
+            first = torch.segment_reduce(hidden, "mean", lengths=lengths.to(hidden.device), axis=0, unsafe=True)[
+                :, None
+            ]
+        else:
+            first = hidden[segments.edges[:-1].long()][:, None]  # (texts, 1, width)
         output.last_hidden_state = first
         if pooler is not None:
             output.pooler_output = pooler(first)
         return output
 
     backbone.register_forward_hook(pick)
+
+
+def _scores_last_token(model: transformers.PreTrainedModel) -> bool:
+    """Whether it is a decoder with a linear layer `score` on each text's last token."""
+    return isinstance(model, GenericForSequenceClassification)
 
 
 def _head_size(config: Any) -> int:
@@ -212,11 +258,17 @@ def _rope_that_grows(config: Any) -> str:
 
 
 def _sample(config: Any) -> list[list[int]]:
-    """Token ids of three made-up texts, long enough to tell windows and positions apart."""
+    """Token ids of some made-up texts, long enough to tell positions and all but wide windows apart."""
     random = np.random.default_rng(0)
     reserved = {config.pad_token_id, getattr(config, "eos_token_id", None)}
     ids = [n for n in range(min(config.vocab_size, 1000)) if n not in reserved]
-    return [random.choice(ids, size).tolist() for size in (9, 9, 5, 1)]
+    window = getattr(config, "sliding_window", None) or 0
+    longest = [window + 9] if 0 < window <= WIDEST_TRIED and window + 9 <= _positions(config) else []
+    return [random.choice(ids, size).tolist() for size in (*longest, 9, 9, 5, 1)]
+
+
+def _positions(config: Any) -> float:
+    return getattr(config, "max_position_embeddings", None) or float("inf")
 
 
 def _result(output: Any) -> torch.Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,7 @@ class TextTokenizer:
             self._whole = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception for every kind of damage
             raise ModelError(f"{path} cannot be read: {error}") from error
+        self._check_vocabulary(folder)
         self._whole.no_padding()
         self._whole.no_truncation()
         self._mark(path, recipe)
@@ -139,6 +141,17 @@ class TextTokenizer:
         if all_needed and None in found:
             raise ModelError(f"the tokenizer has no token {tokens[found.index(None)]!r}, which the model needs")
         return [one for one in found if one is not None]
+
+    def _check_vocabulary(self, folder: Path) -> None:
+        """Raises ModelError where the tokenizer has tokens for which the model has no row: a batch with one would fail, or worse."""
+        config = folder / "config.json"
+        rows = json.loads(config.read_text(encoding="utf-8")).get("vocab_size") if config.is_file() else None
+        last = max(self._whole.get_vocab().values(), default=-1)
+        if isinstance(rows, int) and last >= rows:
+            raise ModelError(
+                f"{folder / 'tokenizer.json'} has tokens up to number {last:,}, and the model {rows:,} of them from 0: "
+                "the files do not belong together; fetch the model again"
+            )
 
     def _count_prompt(self, prompt: str) -> int:
         """Tokens that a prompt puts before a text, a leading special token included (as sentence-transformers counts)."""

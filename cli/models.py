@@ -170,8 +170,10 @@ def _grade(entry: Entry | None, checkpoint: Checkpoint | None, recipe: Recipe | 
 
     if entry is not None and (checkpoint is None or checkpoint.origin != "folder"):
         return entry.grade
-    outputs = {"encode": "dense", "score": "score", "extract": "entities"}
-    return grade_of(recipe.architecture, [outputs[recipe.task]]) if recipe else "facts only"
+    if recipe is None:
+        return "facts only"
+    outputs = {"encode": recipe.outputs, "score": ("score",), "extract": ("entities",)}
+    return grade_of(recipe.architecture, outputs[recipe.task])
 
 
 def _pool(precision: str, weight_bytes: int) -> tuple[Pool | None, str]:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import ModelError, UsageError, nearest
+from .natives import is_known
 from .settings import own_file
 from .strict_yaml import load_mapping, parse_mapping
 
@@ -33,9 +34,76 @@ VERIFIED = frozenset({"sentence-transformers/all-minilm-l6-v2"})
 # do the comparing, so that no grade is given here alone.
 TESTED: dict[str, frozenset[str]] = {
     "dense": frozenset(
-        {"albert", "bert", "camembert", "distilbert", "electra", "modernbert", "nomic_bert", "roberta", "xlm-roberta"}
+        {
+            "albert",
+            "bert",
+            "camembert",
+            "data2vec-text",
+            "deberta-v2",
+            "distilbert",
+            "electra",
+            "ernie",
+            "eurobert",
+            "gemma",
+            "gemma2",
+            "gemma3_text",
+            "gpt2",
+            "granite",
+            "gte",
+            "jina_embeddings_v3",
+            "llama",
+            "mistral",
+            "modernbert",
+            "mpnet",
+            "mt5",
+            "new",
+            "nomic_bert",
+            "olmo2",
+            "phi3",
+            "qwen2",
+            "qwen3",
+            "roberta",
+            "roberta-prelayernorm",
+            "smollm3",
+            "static",
+            "t5",
+            "umt5",
+            "xlm-roberta",
+            "xlm-roberta-xl",
+        }
     ),
-    "score": frozenset({"bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"}),
+    "sparse": frozenset(
+        {
+            "bert",
+            "distilbert",
+            "modernbert",
+            "roberta",
+            "xlm-roberta",
+        }
+    ),
+    "multi_vector": frozenset(
+        {
+            "bert",
+            "modernbert",
+            "roberta",
+            "xlm-roberta",
+        }
+    ),
+    "score": frozenset(
+        {
+            "bert",
+            "camembert",
+            "deberta-v2",
+            "distilbert",
+            "electra",
+            "gte",
+            "modernbert",
+            "mpnet",
+            "new",
+            "roberta",
+            "xlm-roberta",
+        }
+    ),
     "entities": frozenset({"bert", "distilbert", "electra", "roberta", "xlm-roberta"}),
 }
 
@@ -63,7 +131,9 @@ class Entry:
     input: str = ""  # of a reranker: pair | prompt | chat | list
     template: str = ""  # how query and document, or a label, are put in words
     rule: str = ""  # how the score comes from the logits, where that is more than an activation
-    remote_code: bool = False  # its repository on the hub wants to run code of its own, and is refused for that
+    remote_code: bool = (
+        False  # its repository on the hub names code of its own, which is never run (natives.py: what needs none)
+    )
     runs: bool = True  # false: no adapter of this release runs such a model
     notes: str = ""
     where: dict[str, str] = dataclasses.field(default_factory=dict)  # fact -> the catalogue's file that says it
@@ -73,7 +143,7 @@ class Entry:
         """One of GRADES: what the tests of this release show, never more."""
         if self.name.lower() in VERIFIED and not set(self.where.values()) - set(_PACKAGED):
             return "verified"
-        if not self.runs or self.remote_code:
+        if not self.runs or (self.remote_code and not is_known({"model_type": self.architecture})):
             return "facts only"
         return grade_of(self.architecture, self.outputs)
 

@@ -17,6 +17,7 @@ from .content import check_safe, content_hash, integer_at, read_json, text_at
 from .errors import ModelError
 from .hub import Checkpoint, locate
 from .modules import Module, is_routed, line_of, read_modules
+from .natives import native
 from .origins import OPTION, origins_of
 from .recipe import Recipe
 from .sparse import SPARSE_LINEAR
@@ -49,6 +50,8 @@ POSITIONS_AFTER_PADDING = frozenset({
     "xlm-roberta", "xlm-roberta-xl", "xmod",
 })
 # fmt: on
+# Trained in bfloat16 with activations that float16 cannot hold (model cards of EmbeddingGemma and T5).
+_OVERFLOW_IN_FLOAT16 = frozenset({"gemma", "gemma2", "gemma3", "gemma3_text", "t5", "mt5", "umt5"})
 
 _log = logging.getLogger(__name__)
 _NO_LIMIT = 10**9  # 1e30, as tokenizers write it, is none
@@ -77,7 +80,8 @@ def resolve_with_origins(checkpoint: Checkpoint, *, task: str, **wishes: Any) ->
         )
     keys = _TRANSFORMER_KEYS | (_LATE_KEYS if line_of(modules) == "multi_vector" else set())
     saved_in, transformer = ("", {}) if table else _transformer_config(home, keys)
-    config = read_json(home / "config.json")
+    path = home / "config.json"
+    config = native(read_json(path), path)
     positions = None if table else _positions(home, config)
     opened = Opened(checkpoint, config, modules, known, transformer=transformer, positions=positions)
     if table:
@@ -88,13 +92,15 @@ def resolve_with_origins(checkpoint: Checkpoint, *, task: str, **wishes: Any) ->
     recipe = Recipe(
         task=task,
         content="",
-        architecture=TABLES.get(modules[0].kind) or text_at(opened.config, "model_type", home / "config.json"),
+        architecture=TABLES.get(modules[0].kind) or text_at(opened.config, "model_type", path),
         max_tokens=limit,
         lower_case=bool(transformer.get("do_lower_case")),
         precision=wish.precision,
         long_text=wish.long_text,
         chunk_overlap=wish.chunk_overlap,
     )
+    if wish.precision == "float16" and recipe.architecture in _OVERFLOW_IN_FLOAT16:
+        raise ModelError(f"{path}: a {recipe.architecture} model overflows in float16; use bfloat16 or float32")
     recipe = _SETTLE[task](recipe, opened, wish)  # refuses before gigabytes are hashed
     for name, origin in opened.origins.items():
         if origin.startswith("catalogue"):

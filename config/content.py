@@ -16,6 +16,7 @@ from typing import Any
 
 from . import settings
 from .errors import ModelError
+from .natives import is_known
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -92,7 +93,8 @@ def check_safe(folder: Path, *, table: bool = False) -> None:
             f"{folder}: no config.json{lora if (folder / 'adapter_config.json').exists() else ': not a model folder'}"
         )
     for name in ("config.json", "tokenizer_config.json"):
-        if read_json(folder / name).get("auto_map"):
+        found = read_json(folder / name)
+        if found.get("auto_map") and not is_known(found):
             raise ModelError(
                 f"{folder / name}: has `auto_map`, so the model needs Python code from its own repository, which Lading never runs; "
                 "use a checkpoint of an architecture that transformers itself has"

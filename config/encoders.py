@@ -11,6 +11,7 @@ from .hub import SENTENCE_TRANSFORMERS
 from .kinds import verb_of
 from .modules import hidden_size, line_of, read_pooling
 from .multi_vector import STANFORD, settle_multi_vector
+from .natives import task_adapter
 from .origins import OPTION
 from .recipe import Recipe
 from .sparse import settle_sparse
@@ -38,6 +39,7 @@ def settle(recipe: Recipe, opened: Opened, wish: Wishes) -> Recipe:
         recipe,
         outputs=outputs,
         prompt=prompt_of(opened, wish),
+        task_adapter=task_adapter(opened.config, wish.prompt),
         vector_type=wish.vector_type,
     )
     if "dense" in outputs:

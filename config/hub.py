@@ -65,7 +65,8 @@ def prompt_named(folder: Path, name: str, prompts: dict[str, str] | None = None)
     if name == "none":
         return ""
     prompts = saved_prompts(folder) if prompts is None else prompts
-    for candidate in {"document": ("document", "passage", "corpus")}.get(name, (name,)):
+    names = {"document": ("document", "passage", "corpus", "retrieval.passage"), "query": ("query", "retrieval.query")}
+    for candidate in names.get(name, (name,)):
         if candidate in prompts:
             return prompts[candidate]
     if name not in ("document", "query"):

@@ -12,6 +12,7 @@ from typing import Any
 
 from .content import integer_at, read_json, read_json_list, text_at, weight_files
 from .errors import ModelError, nearest
+from .natives import is_known
 
 # pooling_mode, and the flags it replaced, in the recipe's words.
 _POOLING = {
@@ -81,7 +82,12 @@ def read_modules(folder: Path, side: str = "document") -> list[Module]:
         return [Module(kind, "")] if kind else [Module("Transformer", ""), Module("Pooling", "")]
     if is_routed(folder):
         return _route(folder, _inside(listed[0].get("path") or "", "Router", path), side)
-    modules = [_module(text_at(one, "type", path), one.get("path") or "", path) for one in listed]
+    kinds = [text_at(one, "type", path) for one in listed]
+    if kinds[0] == "custom_st.Transformer" and is_known(read_json(folder / "config.json")):
+        kinds[0] = (
+            "sentence_transformers.models.Transformer"  # its authors' own, which chooses an adapter: natives.py does
+        )
+    modules = [_module(kind, one.get("path") or "", path) for kind, one in zip(kinds, listed, strict=True)]
     line = line_of(modules)
     if not line:
         raise ModelError(

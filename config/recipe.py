@@ -30,6 +30,7 @@ class Recipe:
     modules: tuple[str, ...] = ()  # folders of Dense modules applied after pooling, in order
     normalize: bool = False  # encode: L2, after slicing to `dims`
     prompt: str = ""  # put before every text
+    task_adapter: str = ""  # encode: which of the adapters inside the checkpoint its weights are merged with
     include_prompt: bool = True  # encode: whether the prompt's tokens are pooled
     lower_case: bool = False  # sentence_bert_config.json's do_lower_case, applied before the tokenizer
     precision: str = "float32"  # what the model computes in: float32 | bfloat16 | float16

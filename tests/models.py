@@ -11,6 +11,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from benchmarks.corpus import docstrings
+from lading.config.checkpoint import POSITIONS_AFTER_PADDING
+from tests import families
 
 VOCABULARY = 500
 POSITIONS = 128  # max_position_embeddings of every tiny model
@@ -23,7 +25,6 @@ _SIZES: dict[str, dict[str, Any]] = {
     "albert": {"embedding_size": 16},
     "modernbert": {"local_attention": 8, "global_attn_every_n_layers": 2},
 }
-_FAIRSEQ = ("roberta", "xlm-roberta", "camembert")
 
 
 def tiny_encoder(
@@ -36,16 +37,20 @@ def tiny_encoder(
     max_tokens: int = 64,
     include_prompt: bool = True,
     dense: int = 0,
+    **config: Any,
 ) -> Path:
     """A sentence-transformers folder of 32 dimensions (`dense`: projected to so many, through tanh).
 
-    `pooling` is a mode of sentence-transformers' Pooling module: mean, cls, max, lasttoken, weightedmean, ...
+    `pooling` is a mode of sentence-transformers' Pooling module: mean, cls, max, lasttoken, weightedmean, ...; `config`:
+    further fields of config.json.
     """
     import torch
     import transformers
     from safetensors.torch import save_file
 
-    _save(path, transformers.AutoModel, architecture)
+    encoder_alone = architecture in ("t5", "mt5", "umt5")
+    auto_class = transformers.AutoModelForTextEncoding if encoder_alone else transformers.AutoModel
+    _save(path, auto_class, architecture, **config)
     _write(
         path / "1_Pooling/config.json",
         {"embedding_dimension": 32, "pooling_mode": pooling, "include_prompt": include_prompt},
@@ -91,11 +96,11 @@ def tiny_encoder(
     return path
 
 
-def tiny_cross_encoder(path: Path, architecture: str = "bert", *, activation: str = "Sigmoid") -> Path:
-    """A *ForSequenceClassification with one label, as CrossEncoder saves it."""
+def tiny_cross_encoder(path: Path, architecture: str = "bert", *, activation: str = "Sigmoid", **config: Any) -> Path:
+    """A *ForSequenceClassification with one label, as CrossEncoder saves it. `config`: further fields of config.json."""
     import transformers
 
-    _save(path, transformers.AutoModelForSequenceClassification, architecture, num_labels=1)
+    _save(path, transformers.AutoModelForSequenceClassification, architecture, num_labels=1, **config)
     config = json.loads((path / "config.json").read_text())
     config["sentence_transformers"] = {
         "activation_fn": f"torch.nn.modules.{'linear' if activation == 'Identity' else 'activation'}.{activation}"
@@ -130,17 +135,12 @@ def _save(path: Path, auto_class: Any, architecture: str, *, positions: int = PO
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     special = {
         f"{name}_token_id": tokenizer.convert_tokens_to_ids(getattr(tokenizer, f"{name}_token"))
-        for name in ("pad", "cls", "sep")
+        for name in ("pad", "cls", "sep", "bos", "eos")
+        if getattr(tokenizer, f"{name}_token")
     }
-    config = transformers.AutoConfig.for_model(
-        architecture,
-        **(sizes | _SIZES.get(architecture, {})),
-        vocab_size=len(tokenizer),
-        max_position_embeddings=positions,
-        initializer_range=0.3,
-        **special,
-        **extra,
-    )
+    fields = {"max_position_embeddings": positions, "initializer_range": 0.3, "vocab_size": len(tokenizer), **special}
+    given = sizes | families.CONFIGS.get(architecture, {}) | _SIZES.get(architecture, {})
+    config = transformers.AutoConfig.for_model(architecture, **(fields | given | extra))
     torch.manual_seed(0)
     model = auto_class.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
@@ -149,7 +149,8 @@ def _save(path: Path, auto_class: Any, architecture: str, *, positions: int = PO
                 parameter.normal_(0, 0.1)
     path.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(path)
-    tokenizer.model_max_length = positions - (special["pad_token_id"] + 1 if architecture in _FAIRSEQ else 0)
+    unused = special["pad_token_id"] + 1 if architecture in POSITIONS_AFTER_PADDING else 0
+    tokenizer.model_max_length = getattr(config, "max_position_embeddings", positions) - unused
     tokenizer.save_pretrained(path)
 
 
@@ -158,6 +159,8 @@ def _tokenizer(architecture: str) -> Any:
     """WordPiece, byte-level BPE or Unigram, as the real checkpoints of the architecture have."""
     from transformers import PreTrainedTokenizerFast
 
+    if made := families.tokenizer(architecture):
+        return made
     if architecture in ("roberta", "modernbert"):
         tokenizer, special = Tokenizer(models.BPE()), ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -15,6 +15,7 @@ from lading.config.catalogue import TESTED, VERIFIED, Entry
 from lading.config.checkpoint import Checkpoint, locate, resolve, resolve_with_origins
 from lading.config.errors import ModelError, UsageError
 from lading.config.hub import cache_folder
+from lading.config.natives import is_known
 from lading.config.weights import parameters
 from lading.schedulers.bodies import RequestOptions
 from lading.workers.models import RequestedModels
@@ -107,18 +108,34 @@ def test_the_real_model_is_as_its_entry_says(minilm: Path):
 def parametrized(module: str, test: str, argument: str) -> set[str]:
     """The values that a test is run for."""
     for mark in getattr(importlib.import_module(module), test).pytestmark:
-        if mark.name == "parametrize" and mark.args[0] == argument:
+        if mark.name != "parametrize":
+            continue
+        if mark.args[0] == argument:
             return set(mark.args[1])
+        if argument in mark.args[0]:
+            return {values[mark.args[0].index(argument)] for values in mark.args[1]}
     raise AssertionError(f"{test} has no {argument}")
 
 
 def test_tested_is_what_the_tests_compare():
     """An architecture counts as tested exactly where a test compares it with the reference library."""
-    families = importlib.import_module("tests.adapters.test_families")
+    cases = importlib.import_module("tests.adapters.test_contract").CASES
+    late = importlib.import_module("tests.adapters.test_multi_vector").FOLDERS
     score, extract = "tests.adapters.test_score", "tests.adapters.test_extract"
+    sparse = parametrized("tests.adapters.test_sparse", "test_weights_are_those_of_the_reference", "architecture")
+
+    def of(task: str) -> set[str]:
+        return {
+            one.name.split(",")[0].split(" ")[0].replace("-embeddings-", "_embeddings_")
+            for one in cases
+            if one.task == task
+        }
+
     compared = {
-        "dense": set(families.FITS),
-        "score": parametrized(score, "test_scores_are_those_of_the_reference", "architecture"),
+        "dense": of("encode") | {"static"},  # test_static.py
+        "sparse": sparse | {"xlm-roberta"},  # BGE-M3
+        "multi_vector": {architecture or "bert" for _, architecture in late.values()} | {"xlm-roberta"},
+        "score": of("score") | parametrized(score, "test_scores_are_those_of_the_reference", "architecture"),
         "entities": parametrized(extract, "test_entities_are_those_of_the_pipeline", "architecture"),
     }
     assert compared == TESTED
@@ -134,7 +151,8 @@ def test_verified_is_what_the_tests_have():
 def test_grades_are_earned(entry: Entry):
     """What is not run, or refused for its code, is facts only; the rest goes by architecture and outputs."""
     tested = all(entry.architecture in TESTED.get(output, ()) for output in entry.outputs)
-    earned = "architecture verified" if tested and entry.runs and not entry.remote_code else "facts only"
+    refused = entry.remote_code and not is_known({"model_type": entry.architecture})
+    earned = "architecture verified" if tested and entry.runs and not refused else "facts only"
     assert entry.grade == ("verified" if entry.name.lower() in VERIFIED else earned)
 
 

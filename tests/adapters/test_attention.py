@@ -171,9 +171,53 @@ def test_runs_are_neighbours_of_equal_length():
     assert segments.longest == 7
 
 
-@pytest.mark.parametrize("option", ["softcap", "s_aux", "position_bias"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("kernel", ["sdpa-runs", "matmul-runs"])
+@pytest.mark.parametrize("extra", ["softcap", "bias"])
+def test_what_is_done_to_scores_is_done_whatever_kernel_was_chosen(kernel, extra, causal, window):
+    """A layer's score cap or bias is applied, under windows and causality too, also by a kernel that has none itself."""
+    lengths = [9, 9, 5, 1]
+    generator = torch.Generator().manual_seed(3)
+    query = torch.randn(sum(lengths), 4, 16, generator=generator) * 3
+    key, value = (torch.randn(sum(lengths), 2, 16, generator=generator) for _ in range(2))
+    table = torch.randn(4, 9, 9, generator=generator)
+    options = {
+        "softcap": {"softcap": 2.0},
+        "bias": {"position_bias": lambda q, _: table[None, :, : q.shape[2], : q.shape[2]]},
+    }
+    expected, start = [], 0
+    for length in lengths:
+        rows = slice(start, start + length)
+        q, k, v = (one[rows].double().transpose(0, 1) for one in (query, key, value))
+        scores = q @ k.repeat_interleave(2, 0).transpose(1, 2) / 4
+        scores = torch.tanh(scores / 2) * 2 if extra == "softcap" else scores + table[:, :length, :length]
+        distance = torch.arange(length)[:, None] - torch.arange(length)
+        unseen = (distance.abs() >= (window or 99)) | (causal & (distance < 0))
+        expected.append(
+            (scores.masked_fill(unseen, -torch.inf).softmax(-1) @ v.repeat_interleave(2, 0)).transpose(0, 1)
+        )
+        start += length
+    given = [one.transpose(0, 1)[None] for one in (query, key, value)]
+    with attention.attending(Segments.of(torch.tensor(lengths), CPU), attention.BACKENDS[kernel]):
+        found, _ = attention.packed_attention(
+            torch.nn.Identity(), *given, None, is_causal=causal, sliding_window=window, **options[extra]
+        )
+    torch.testing.assert_close(found[0], torch.cat(expected).float(), atol=2e-6, rtol=1e-5)
+
+
+def test_what_no_kernel_has_is_run_by_sdpa(monkeypatch, caplog):
+    """A model that adds to its scores runs by SDPA, whatever is forced; on CUDA, where that costs, with a warning."""
+    monkeypatch.setenv(attention.OVERRIDE, "matmul-runs")
+    assert attention.choose(CPU, torch.float32, 32, "softcap").name == "sdpa-runs"
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert attention.choose(CUDA, torch.float16, 32, "softcap").name == "sdpa-runs"
+    assert "attention with softcap runs as one SDPA call per run" in caplog.text
+
+
+@pytest.mark.parametrize("option", ["s_aux", "position_bias"])
 def test_what_packing_cannot_give_is_refused(option):
-    """A layer that asks for a score cap, sinks or a bias gets an error by that name, not a result without it."""
+    """A layer that asks for sinks or a bias over the whole batch gets an error by that name, not a result without it."""
     x = torch.zeros(1, 2, 3, 8)
     segments = Segments.of(torch.tensor([3]), CPU)
     with attention.attending(segments, attention.BACKENDS["sdpa-runs"]), pytest.raises(ModelError, match=option):

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
         (("gelu", "none"), nn.GELU()),
         (("gelu", "tanh"), nn.GELU("tanh")),
         (("relu", ""), nn.ReLU()),
+        (("swish", ""), nn.SiLU()),
     ],
 )
 def test_packed_linear_equals_torch(bias: bool, activation: tuple[str, str], function: nn.Module):
@@ -30,6 +31,34 @@ def test_packed_linear_equals_torch(bias: bool, activation: tuple[str, str], fun
         for rows in (1, 7, 3000):
             x = torch.randn(1, rows, 48)
             torch.testing.assert_close(packed(x), function(layer(x)), rtol=1e-4, atol=1e-5)
+
+
+class GatedBlock(nn.Module):
+    def __init__(self, names: tuple[str, str, str, str], twist: float = 1.0) -> None:
+        super().__init__()
+        gate, act, up, last = names
+        self.names, self.twist = names, twist
+        setattr(self, gate, nn.Linear(48, 64, bias=False))
+        setattr(self, up, nn.Linear(48, 64))
+        setattr(self, last, nn.Linear(64, 48))
+        setattr(self, act, nn.SiLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, act, up, last = (getattr(self, name) for name in self.names)
+        return last(act(gate(x)) * up(x) * self.twist)
+
+
+@pytest.mark.parametrize("names", linear.GATED)
+def test_gated_blocks_are_fused_and_others_kept(names: tuple[str, str, str, str], monkeypatch: pytest.MonkeyPatch):
+    """A gated feed-forward block gives the same in fewer passes; one of the same layers that does more keeps its own way."""
+    monkeypatch.setenv(linear.OVERRIDE, "onednn")
+    model = nn.Sequential(GatedBlock(names), GatedBlock(names, twist=1.5)).eval()
+    x = torch.randn(1, 50, 48)
+    with torch.inference_mode():
+        expected = model(x)
+        assert linear.speed_up(model) == "onednn"
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+    assert [type(block) for block in model] == [linear.Gated, GatedBlock]
 
 
 def test_one_can_be_chosen(monkeypatch: pytest.MonkeyPatch):

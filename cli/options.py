@@ -67,13 +67,20 @@ ACTIVATION: tuple[Decorator, ...] = (
 )
 
 
-def _long_text(*choices: str) -> Decorator:
-    return click.option("--long-text", type=_choice(*choices), help="What to do with long texts.  [default: truncate]")
+def _long_text(*choices: str) -> tuple[Decorator, ...]:
+    return (
+        click.option("--long-text", type=_choice(*choices), help="What to do with long texts.  [default: truncate]"),
+        click.option(
+            "--truncation-side",
+            type=_choice("right", "left"),
+            help="The end of a long text that is cut off.  [default: what the checkpoint says, else right]",
+        ),
+    )
 
 
-LONG_TEXT: tuple[Decorator, ...] = (_long_text("truncate", "reject"),)
+LONG_TEXT: tuple[Decorator, ...] = _long_text("truncate", "reject")
 CHUNKS: tuple[Decorator, ...] = (
-    _long_text("truncate", "chunk", "reject"),
+    *_long_text("truncate", "chunk", "reject"),
     click.option("--chunk-tokens", metavar="N", type=COUNT, help="Tokens per chunk.  [default: max-tokens]"),
     click.option(
         "--chunk-overlap",

@@ -61,6 +61,15 @@ def resolve(checkpoint: Checkpoint, *, task: str, **wishes: Any) -> Recipe:
     chunk = wish.chunk_tokens or limit
     if wish.long_text == "chunk" and wish.chunk_overlap > chunk // 2:
         raise ModelError(f"chunk_overlap {wish.chunk_overlap} is more than half of a chunk's {chunk} tokens")
+    side = wish.truncation_side or text_at(
+        {"truncation_side": "right"} | read_json(folder / "tokenizer_config.json"),
+        "truncation_side",
+        folder / "tokenizer_config.json",
+    )
+    if side not in ("right", "left"):
+        raise ModelError(f"truncation_side {side!r} of {checkpoint.name} is neither right nor left")
+    if wish.truncation_side == "left" and wish.long_text != "truncate":
+        raise ModelError(f"truncation_side: long_text {wish.long_text} cuts nothing off, only truncate does")
     recipe = Recipe(
         task=task,
         content="",
@@ -69,6 +78,7 @@ def resolve(checkpoint: Checkpoint, *, task: str, **wishes: Any) -> Recipe:
         lower_case=bool(transformer.get("do_lower_case")),
         precision=wish.precision,
         long_text=wish.long_text,
+        truncation_side=side if wish.long_text == "truncate" else "right",
         chunk_tokens=0 if wish.chunk_tokens == limit else wish.chunk_tokens,
         chunk_overlap=wish.chunk_overlap,
     )

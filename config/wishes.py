@@ -17,6 +17,7 @@ class Wishes:
     max_tokens: int = 0
     precision: str = "float32"
     long_text: str = "truncate"
+    truncation_side: str = ""
     chunk_tokens: int = 0
     chunk_overlap: int = 0
     dims: int = 0

@@ -26,6 +26,7 @@ class Options(TypedDict, total=False):
     max_tokens: int
     precision: str  # float32 | bfloat16 | float16
     long_text: str  # truncate | reject
+    truncation_side: str  # right | left
 
 
 class EncodeOptions(Options, total=False):

@@ -55,6 +55,7 @@ class PolicySpec:
         None  # stop the job above this many rejected rows; None is no limit; not part of the job's id
     )
     long_text: str = "truncate"  # truncate | chunk | reject
+    truncation_side: str = ""  # truncate: right | left, the end that is cut off; "" is: what the checkpoint says
     chunk_tokens: int = 0  # 0: max_tokens
     chunk_overlap: int = 0
     shard_rows: int = 4096  # rows that are committed, retried and lost together

@@ -26,6 +26,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "activation": ("identity", "sigmoid"),
     "on_existing": ("refuse", "append", "replace"),
     "long_text": ("truncate", "chunk", "reject"),
+    "truncation_side": ("right", "left"),
 }
 _NOT_EMPTY = frozenset({"paths", "model", "text", "to"})
 _AT_LEAST = {"shard_rows": 1, "priority": -math.inf}  # every other number may be 0
@@ -155,6 +156,8 @@ def _check_chunks(spec: JobSpec, where: str) -> None:
     policy, chunked = spec.policy, spec.policy.long_text == "chunk"
     if chunked and spec.steps[0].verb != "encode":
         fail(where, "policy.long_text", f"only encode can chunk, {spec.steps[0].verb} can truncate or reject")
+    if policy.truncation_side == "left" and policy.long_text != "truncate":
+        fail(where, "policy.truncation_side", "left needs long_text: truncate")
     for key in ("chunk_tokens", "chunk_overlap"):
         if getattr(policy, key) and not chunked:
             fail(where, f"policy.{key}", "needs long_text: chunk")

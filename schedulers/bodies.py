@@ -64,6 +64,7 @@ class RequestOptions:
     prompt_text: str = ""
     activation: str = ""
     long_text: str = "truncate"  # truncate | reject
+    truncation_side: str = ""  # right | left
 
     def to_dict(self) -> dict[str, Any]:
         """What differs from the defaults."""
@@ -77,6 +78,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "vector_type": ("float32", "float16", "int8", "binary"),
     "activation": ("", "identity", "sigmoid"),
     "long_text": ("truncate", "reject"),
+    "truncation_side": ("", "right", "left"),
 }
 _ONLY = {"encode": frozenset({"dims", "vector_type", "prompt", "prompt_text"}), "score": frozenset({"activation"})}
 
@@ -205,6 +207,8 @@ def request_options(given: object, verb: str) -> RequestOptions:
     options = RequestOptions(**given)
     if options.prompt_text and options.prompt != "document":
         raise BadMessage("options.prompt_text: give either prompt_text or a prompt's name, not both")
+    if options.truncation_side == "left" and options.long_text != "truncate":
+        raise BadMessage("options.truncation_side: left needs long_text truncate")
     if options.vector_type == "binary" and options.dims % 8:
         raise BadMessage(f"options.dims: binary packs 8 dimensions into a byte, and {options.dims} is no multiple of 8")
     return options

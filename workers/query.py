@@ -119,6 +119,7 @@ def query_recipe(entry: dict[str, Any]) -> tuple[Recipe, Path]:
         max_tokens=stored.max_tokens,
         precision=stored.precision,
         dims=stored.dims,
+        truncation_side=stored.truncation_side,
         prompt="none" if entry["prompt"] == "none" else "query",
     )
     if recipe.content != stored.content:

@@ -60,6 +60,12 @@ ENCODE: tuple[Decorator, ...] = (
     click.option("--prompt-text", metavar="TEXT", help="A literal prompt instead."),
 )
 
+INSTRUCTION: tuple[Decorator, ...] = (
+    click.option(
+        "--instruction", metavar="TEXT", help="What the prompt says of the task.  [default: the checkpoint's own]"
+    ),
+)
+
 ACTIVATION: tuple[Decorator, ...] = (
     click.option(
         "--activation", type=_choice("identity", "sigmoid"), help="Over the score.  [default: what the checkpoint says]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 from .content import read_json
@@ -12,6 +13,13 @@ from .kinds import verb_of
 from .modules import read_pooling
 from .recipe import Recipe
 from .wishes import Opened, Wishes
+
+_SLOT = re.compile(r"\{(?:instruction|task)\}")
+# How instruct embedders write a query's prompt, with a default in the instruction's place: (before, after).
+_FORMS = (
+    re.compile(r"(Instruct: ).*(\nQuery: ?)", re.DOTALL),  # E5, Qwen3 Embedding and many after them
+    re.compile(r"(task: ).*( \| query: ?)", re.DOTALL),  # EmbeddingGemma
+)
 
 
 def settle(recipe: Recipe, opened: Opened, wish: Wishes) -> Recipe:
@@ -31,8 +39,25 @@ def settle(recipe: Recipe, opened: Opened, wish: Wishes) -> Recipe:
         include_prompt=include_prompt,
         modules=tuple(module.path for module in opened.modules if module.kind == "Dense"),
         normalize=any(module.kind == "Normalize" for module in opened.modules),
-        prompt=wish.prompt_text or prompt_named(folder, wish.prompt),
+        prompt=instructed(wish.prompt_text or prompt_named(folder, wish.prompt), wish.instruction, name),
         vector_type=wish.vector_type,
+    )
+
+
+def instructed(prompt: str, instruction: str, model: str) -> str:
+    """The prompt with the instruction in its place: a slot, or what stands there in one of the usual forms."""
+    if _SLOT.search(prompt):
+        if not instruction:
+            raise ModelError(f"{model}: the prompt {prompt!r} has a slot and needs an instruction")
+        return _SLOT.sub(lambda _: instruction, prompt)
+    if not instruction:
+        return prompt
+    for form in _FORMS:
+        if found := form.fullmatch(prompt):
+            return found[1] + instruction + found[2]
+    raise ModelError(
+        f"{model}: the prompt {prompt!r} has no place for an instruction; choose another one (query, say), or give a "
+        "prompt_text with {instruction} in it"
     )
 
 

@@ -24,6 +24,7 @@ class Wishes:
     vector_type: str = "float32"
     prompt: str = "document"
     prompt_text: str = ""
+    instruction: str = ""
     activation: str = ""
 
 

@@ -34,9 +34,11 @@ class EncodeOptions(Options, total=False):
     vector_type: str  # float32 | float16 | int8 | binary
     prompt: str
     prompt_text: str
+    instruction: str
 
 
 class ScoreOptions(Options, total=False):
+    instruction: str
     activation: str  # identity | sigmoid
 
 

@@ -40,6 +40,7 @@ class StepSpec:
     vector_type: str = "float32"  # encode: float32 | float16 | int8 | binary
     prompt: str = "document"  # encode: document | query | none | another prompt name of the checkpoint
     prompt_text: str = ""  # encode: a literal prompt instead
+    instruction: str = ""  # encode, score: put into the prompt's slot
     activation: str = ""  # score: identity | sigmoid; "" is: what the checkpoint says
 
 
@@ -172,10 +173,17 @@ def _step(given: object, where: str, path: str) -> StepSpec:
     ((verb, keys),) = given.items()
     if verb not in VERBS:
         fail(where, f"{path}.{verb}", f"unknown verb{nearest(str(verb), VERBS)}")
-    foreign = {key: other for other, own in VERBS.items() for key in own - VERBS[verb]}
+    foreign: dict[str, str] = {}
+    for other, own in VERBS.items():
+        for key in own - VERBS[verb]:
+            foreign[key] = f"{foreign[key]} and {other}" if key in foreign else other
     for key in keys if isinstance(keys, dict) else ():
         if key in foreign:
-            fail(where, f"{path}.{verb}.{key}", f"only {foreign[key]} has this key")
+            fail(
+                where,
+                f"{path}.{verb}.{key}",
+                f"only {foreign[key]} {'have' if ' ' in foreign[key] else 'has'} this key",
+            )
     return _build(StepSpec, keys, where, f"{path}.{verb}", refused=frozenset(foreign), verb=verb)
 
 

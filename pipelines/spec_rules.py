@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 # The verbs, and the keys of a step that only one of them has.
 VERBS: dict[str, frozenset[str]] = {
-    "encode": frozenset({"dims", "vector_type", "prompt", "prompt_text"}),
-    "score": frozenset({"activation"}),
+    "encode": frozenset({"dims", "vector_type", "prompt", "prompt_text", "instruction"}),
+    "score": frozenset({"activation", "instruction"}),
     "extract": frozenset(),
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -106,7 +106,7 @@ def _check_values(section: Any, where: str, path: str) -> None:
 def _check_step(step: StepSpec, where: str, path: str) -> None:
     for verb, own in VERBS.items():
         for field in dataclasses.fields(step):
-            if verb != step.verb and field.name in own and getattr(step, field.name) != field.default:
+            if field.name in own - VERBS[step.verb] and getattr(step, field.name) != field.default:
                 fail(where, f"{path}.{field.name}", f"only {verb} has this key")
     wanted = 2 if step.verb == "score" else 1
     if len(step.text) != wanted:

@@ -62,6 +62,7 @@ class RequestOptions:
     vector_type: str = "float32"
     prompt: str = "document"
     prompt_text: str = ""
+    instruction: str = ""
     activation: str = ""
     long_text: str = "truncate"  # truncate | reject
     truncation_side: str = ""  # right | left
@@ -80,7 +81,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "long_text": ("truncate", "reject"),
     "truncation_side": ("", "right", "left"),
 }
-_ONLY = {"encode": frozenset({"dims", "vector_type", "prompt", "prompt_text"}), "score": frozenset({"activation"})}
+# Options that not every verb has -> the verbs that have them.
+_ONLY = {
+    **dict.fromkeys(("dims", "vector_type", "prompt", "prompt_text"), ("encode",)),
+    "instruction": ("encode", "score"),
+    "activation": ("score",),
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -201,9 +207,11 @@ def request_options(given: object, verb: str) -> RequestOptions:
             _check_text(f"options.{name}", value)
         if name in _CHOICES and value not in _CHOICES[name]:
             _refuse(f"options.{name}", f"one of {', '.join(filter(None, _CHOICES[name]))}", value)
-        for other, own in _ONLY.items():
-            if name in own and other != verb and value != _DEFAULTS[name]:
-                raise BadMessage(f"options.{name}: only {other} has this option")
+        owners = _ONLY.get(name, VERBS)
+        if verb not in owners and value != _DEFAULTS[name]:
+            raise BadMessage(
+                f"options.{name}: only {' and '.join(owners)} {'have' if owners[1:] else 'has'} this option"
+            )
     options = RequestOptions(**given)
     if options.prompt_text and options.prompt != "document":
         raise BadMessage("options.prompt_text: give either prompt_text or a prompt's name, not both")

@@ -73,6 +73,10 @@ REFUSED = {
         changed(policy={"long_text": "reject", "truncation_side": "left"}),
         "policy.truncation_side: left needs long_text: truncate",
     ),
+    "an instruction for no prompt": (
+        changed(extract={"instruction": "find cats"}),
+        "steps[0].extract.instruction: only encode and score have this key",
+    ),
     "no rows a shard": (changed(policy={"shard_rows": 0}), "policy.shard_rows: must be at least 1, found 0"),
     "bad choice": (
         changed(encode={"precision": "float31"}),

@@ -202,3 +202,19 @@ def test_entities_of_an_ending_have_the_characters_of_the_text(tiny_token_classi
     assert found
     assert all(text[one["start"] : one["end"]] == one["text"] for one in found)
     assert min(one["start"] for one in found) > len(text) - 1_500
+
+
+def test_an_instruction_gives_the_vectors_of_the_reference_with_that_prompt(folder):
+    """An instruct embedder's query with an instruction of the job's own equals sentence-transformers with the whole prompt."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    path = folder / "config_sentence_transformers.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps(saved | {"prompts": {"query": "Instruct: Given a question\nQuery: "}}))
+    texts = ["where is the cat", "the dog on the mat"]
+    model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    expected = model.encode(texts, prompt="Instruct: find the text about cats\nQuery: ")
+    assert np.abs(expected - model.encode(texts, prompt_name="query")).max() > 1e-3
+    wish = {"prompt": "query", "instruction": "find the text about cats"}
+    adapter = load(resolve(locate(str(folder)), task="encode", **wish), folder, device="cpu")
+    found = adapter.run([(adapter.prepare([pa.array(texts)]), np.arange(2))]).batch.column(0)
+    np.testing.assert_allclose(np.stack(found.to_numpy(zero_copy_only=False)), expected, atol=2e-6)

@@ -225,10 +225,10 @@ class Encoded:
     encodings: Sequence[Tokenised]
     rows: np.ndarray  # int32 (encodings,)
     bad: dict[int, tuple[str, str]]
-    truncated: int
 
     def prepared(self, ragged: Ragged, **features: object) -> Prepared:
-        return Prepared(self.rows, ragged.lengths, {"ragged": ragged, **features}, self.bad, self.truncated)
+        cut = np.fromiter((bool(encoding.overflowing) for encoding in self.encodings), bool, len(self.encodings))
+        return Prepared(self.rows, ragged.lengths, {"ragged": ragged, **features}, self.bad, cut)
 
 
 def encode_rows(tokenizer: TextTokenizer, columns: Sequence[pa.Array]) -> Encoded:
@@ -245,13 +245,13 @@ def encode_rows(tokenizer: TextTokenizer, columns: Sequence[pa.Array]) -> Encode
         rows = [row for row, encoding in zip(rows, encodings, strict=True) if encoding.ids]
         encodings = [encoding for encoding in encodings if encoding.ids]
     if not reject:
-        return Encoded(encodings, np.array(rows, np.int32), bad, sum(1 for e in encodings if e.overflowing))
+        return Encoded(encodings, np.array(rows, np.int32), bad)
     limit = tokenizer.recipe.max_tokens
     kept = [n for n, encoding in enumerate(encodings) if len(encoding.ids) <= limit]
     for n, encoding in enumerate(encodings):
         if len(encoding.ids) > limit:
             bad[rows[n]] = ("too-long", f"{len(encoding.ids)} tokens, the limit is {limit}")
-    return Encoded([encodings[n] for n in kept], np.array([rows[n] for n in kept], np.int32), bad, 0)
+    return Encoded([encodings[n] for n in kept], np.array([rows[n] for n in kept], np.int32), bad)
 
 
 def encode_chunks(tokenizer: TextTokenizer, texts: pa.Array) -> Prepared:
@@ -264,7 +264,7 @@ def encode_chunks(tokenizer: TextTokenizer, texts: pa.Array) -> Prepared:
     encodings: list[Tokenised] = []
     owners: list[int] = []
     columns: dict[str, list[Any]] = {"chunk": [], "start": [], "end": [], "text": []}
-    truncated = 0
+    cut: list[bool] = []
     for row, (text,), inner, whole in zip(rows, kept, trimmed, wholes, strict=True):
         if not whole.ids:
             bad[row] = NO_TOKENS
@@ -277,16 +277,16 @@ def encode_chunks(tokenizer: TextTokenizer, texts: pa.Array) -> Prepared:
         too_long = [span for span, encoding in spans.items() if len(encoding.ids) > recipe.max_tokens]
         for span in too_long:  # a single character of more tokens than the model takes
             spans[span] = tokenizer.encode([tokenizer.shape(text[slice(*span)])], cut=True)[0]
-        truncated += bool(too_long)
         for number, ((start, end), encoding) in enumerate(spans.items()):
             encodings.append(encoding)
             owners.append(row)
+            cut.append((start, end) in too_long)
             for name, value in zip(columns, (number, start, end, text[start:end]), strict=True):
                 columns[name].append(value)
     ragged = Ragged.of(encodings)
     schema = pa.schema(chunk_fields("text"))
     extra = pa.RecordBatch.from_arrays([pa.array(columns[f.name], f.type) for f in schema], schema=schema)
-    return Prepared(np.array(owners, np.int32), ragged.lengths, {"ragged": ragged}, bad, truncated, extra)
+    return Prepared(np.array(owners, np.int32), ragged.lengths, {"ragged": ragged}, bad, np.array(cut, bool), extra)
 
 
 def _chunk(tokenizer: TextTokenizer, text: str, limit: int) -> dict[tuple[int, int], Tokenised]:

@@ -33,6 +33,7 @@ ENDING = (*opt.RUN, *DRY_RUN, *SUBMIT, *opt.QUEUE, *opt.JSON, *opt.QUIET)
     opt.INSTRUCTION,
     opt.VECTOR,
     opt.CHUNKS,
+    opt.COUNTS,
     opt.SINK,
     opt.LIMIT,
     ENDING,
@@ -50,6 +51,7 @@ def encode(**given: Any) -> int:
     opt.ACTIVATION,
     opt.INSTRUCTION,
     opt.LONG_TEXT,
+    opt.COUNTS,
     opt.SINK,
     opt.LIMIT,
     ENDING,
@@ -61,7 +63,14 @@ def score(**given: Any) -> int:
 
 @click.command()
 @opt.options(
-    opt.SOURCE, opt.text(of="Column to read.", default="text"), opt.MODEL, opt.LONG_TEXT, opt.SINK, opt.LIMIT, ENDING
+    opt.SOURCE,
+    opt.text(of="Column to read.", default="text"),
+    opt.MODEL,
+    opt.LONG_TEXT,
+    opt.COUNTS,
+    opt.SINK,
+    opt.LIMIT,
+    ENDING,
 )
 def extract(**given: Any) -> int:
     """Find entities with a token classifier.

@@ -96,6 +96,15 @@ CHUNKS: tuple[Decorator, ...] = (
     ),
 )
 
+COUNTS: tuple[Decorator, ...] = (
+    click.option(
+        "--token-columns",
+        is_flag=True,
+        default=None,
+        help="Also store each row's number of tokens, and whether it was truncated.",
+    ),
+)
+
 SINK: tuple[Decorator, ...] = (
     click.option("--to", metavar="URL", required=True, help="lancedb://FOLDER/TABLE or parquet://FOLDER."),
     click.option(

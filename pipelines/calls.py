@@ -27,6 +27,7 @@ class Options(TypedDict, total=False):
     precision: str  # float32 | bfloat16 | float16
     long_text: str  # truncate | reject
     truncation_side: str  # right | left
+    token_columns: bool
 
 
 class EncodeOptions(Options, total=False):
@@ -56,6 +57,15 @@ class Vectors:
         return (np.unpackbits(self.data, axis=1).astype(np.float32) * 2 - 1) * self.scale[:, None]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Counted:
+    """A verb's result with `token_columns`."""
+
+    result: Any  # what the verb returns without
+    tokens: np.ndarray  # int32 (n,): tokens that the model saw, special ones and the prompt included; 0 where it failed
+    truncated: np.ndarray  # bool (n,): whether the input lost tokens to the limit
+
+
 Inputs = Sequence[str] | Sequence[tuple[str, str]]
 ItemErrors = list[wire.ItemError]
 
@@ -66,6 +76,7 @@ class Call:
 
     requests: list[Request]
     starts: list[int]
+    counted: bool = False  # option token_columns
 
     @property
     def count(self) -> int:
@@ -90,7 +101,7 @@ def plan(verb: str, model: str, inputs: object, options: Mapping[str, Any], into
         Request(verb, model, given[start:stop], asked, into, names[start:stop])
         for start, stop in itertools.pairwise(starts)
     ]
-    return Call(requests, starts)
+    return Call(requests, starts, asked.token_columns and not into)
 
 
 def _listed(values: object, what: str) -> list[Any]:
@@ -181,7 +192,12 @@ def merge(
             answers.append(answer)
     if failures and len(failures) == len(call.requests):
         raise RequestFailed(failures[0].message, failures[0].error)
-    return _merged(call, verb, answers, dims), errors
+    merged = _merged(call, verb, answers, dims)
+    if call.counted:
+        tokens = _joined(call, [answer and answer.tokens for answer in answers], np.zeros(0, np.int32))
+        truncated = _joined(call, [answer and answer.truncated for answer in answers], np.zeros(0, bool))
+        merged = Counted(merged, tokens, truncated)
+    return merged, errors
 
 
 def finished(merged: tuple[Any, ItemErrors], count: int, on_error: str) -> Any:
@@ -212,7 +228,8 @@ def _read(result: dict[str, Any], request: Request) -> wire.Answer | Failure:
         fits = answer.rows is not None
     else:
         value = parts[request.verb]
-        fits = len(answer.errors) == count if value is None else len(value) == count
+        wanted = [value, answer.tokens, answer.truncated] if request.options.token_columns else [value]
+        fits = all(len(answer.errors) == count if part is None else len(part) == count for part in wanted)
     if not fits or not all(0 <= place < count for place, _, _ in answer.errors):
         return Failure("BadResult", f"a result that does not fit {counted(count, 'input')}")
     return answer

@@ -7,7 +7,7 @@ import json
 import pyarrow as pa
 
 from ..config.checkpoint import Checkpoint
-from ..config.outputs import DEFAULT_COLUMN, chunk_fields, result_fields
+from ..config.outputs import DEFAULT_COLUMN, chunk_fields, result_fields, token_fields
 from ..config.recipe import Recipe
 from .spec import JobSpec, StepSpec
 
@@ -29,8 +29,13 @@ def result_column(step: StepSpec) -> str:
     return step.column or DEFAULT_COLUMN[step.verb]
 
 
+def count_fields(spec: JobSpec) -> list[pa.Field]:
+    """Tokens and truncated, if the job asks for them: last in the output, and no part of the recipe, as no number changes."""
+    return token_fields(spec.steps[0].column) if spec.policy.token_columns else []
+
+
 def output_schema(spec: JobSpec, source: pa.Schema, recipe: Recipe) -> pa.Schema:
-    """id, carried columns, results; with chunks also doc_id, chunk, start, end. `source` has `id` and the carried columns."""
+    """id, carried columns, results; with chunks also doc_id, chunk, start, end; counts of tokens. `source` has `id` and the carried columns."""
     step = spec.steps[0]
     chunked = recipe.long_text == "chunk"
     fields = [pa.field("id", pa.string() if chunked else source.field("id").type, nullable=False)]
@@ -38,7 +43,7 @@ def output_schema(spec: JobSpec, source: pa.Schema, recipe: Recipe) -> pa.Schema
     if chunked:
         fields += [pa.field("doc_id", source.field("id").type), *(f for f in chunk.values() if f.name not in step.text)]
     fields += [chunk.get(name) or pa.field(name, source.field(name).type) for name in kept_columns(spec)]
-    return pa.schema(fields + result_fields(recipe, result_column(step)))
+    return pa.schema(fields + result_fields(recipe, result_column(step)) + count_fields(spec))
 
 
 def metadata(spec: JobSpec, recipe: Recipe, checkpoint: Checkpoint, schema: pa.Schema) -> dict[str, str]:

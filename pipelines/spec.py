@@ -59,6 +59,7 @@ class PolicySpec:
     truncation_side: str = ""  # truncate: right | left, the end that is cut off; "" is: what the checkpoint says
     chunk_tokens: int = 0  # 0: max_tokens
     chunk_overlap: int = 0
+    token_columns: bool = False  # also store each row's number of tokens, and whether it was truncated
     shard_rows: int = 4096  # rows that are committed, retried and lost together
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..config.errors import SpecError, nearest
-from ..config.outputs import DEFAULT_COLUMN
+from ..config.outputs import DEFAULT_COLUMN, token_fields
 
 if TYPE_CHECKING:
     from .spec import JobSpec, SourceSpec, StepSpec
@@ -181,5 +181,13 @@ def _check_columns(spec: JobSpec, where: str, path: str) -> None:
         )
     result = step.column or DEFAULT_COLUMN[step.verb]
     results = {result, f"{result}_scale"} if step.vector_type in ("int8", "binary") else {result}
+    counts = {field.name for field in token_fields(step.column)} if spec.policy.token_columns else set[str]()
+    for name in sorted(counts & (own | results | set(kept) | {"id"})):
+        fail(
+            where,
+            "policy.token_columns",
+            f"its column {name!r} is also a column of the output: do not carry that one (source.keep), or name the "
+            f"result ({path}.column), which these columns are then named after",
+        )
     for name in sorted(results & (own | set(kept) | {"id"})):
         fail(where, f"{path}.column", f"the result's column {name!r} is also a column of the output: choose another")

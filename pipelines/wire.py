@@ -38,6 +38,8 @@ class Columns:
     main: np.ndarray  # (items, width) vectors, (items,) scores
     scale: np.ndarray | None = None  # float32 (items,): int8 and binary vectors
     entities: pa.Array | None = None  # extract: list<struct>
+    tokens: np.ndarray | None = None  # int (items,): option token_columns
+    truncated: np.ndarray | None = None  # bool (items,): the same
 
 
 def columns(recipe: Recipe, batch: pa.RecordBatch) -> Columns:
@@ -77,6 +79,9 @@ def answer(recipe_hash: str, count: int, pieces: Sequence[Piece], errors: Sequen
             body = b', "%s": ' % first.name.encode("ascii") + _array(_gather(count, pieces, "main"), first.dtype)
             if first.scale is not None:
                 body += b', "scale": ' + _array(_gather(count, pieces, "scale"), "float32")
+        for name in ("tokens", "truncated"):
+            if getattr(first, name) is not None:
+                body += b', "%s": ' % name.encode("ascii") + json.dumps(_gather(count, pieces, name).tolist()).encode()
     told = (
         b', "errors": ' + json.dumps([list(error) for error in errors]).encode("ascii") if errors else b', "errors": []'
     )
@@ -118,7 +123,7 @@ def _entities(count: int, pieces: Sequence[Piece]) -> list[list[dict[str, Any]]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """A result read back: of the four, what the verb gives."""
+    """A result read back: of the four, what the verb gives, and the counts that were asked for."""
 
     recipe: str
     errors: list[ItemError]
@@ -127,6 +132,8 @@ class Answer:
     scores: np.ndarray | None = None
     entities: list[list[dict[str, Any]]] | None = None
     rows: int | None = None
+    tokens: np.ndarray | None = None  # int32 (inputs,)
+    truncated: np.ndarray | None = None  # bool (inputs,)
 
 
 def read(result: dict[str, Any]) -> Answer:
@@ -142,6 +149,8 @@ def read(result: dict[str, Any]) -> Answer:
             scores=_read_array(result["scores"]) if "scores" in result else None,
             entities=result.get("entities"),
             rows=result.get("rows"),
+            tokens=np.array(result["tokens"], np.int32) if "tokens" in result else None,
+            truncated=np.array(result["truncated"], bool) if "truncated" in result else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BadResult(f"a damaged result: {type(error).__name__}: {error}") from error

@@ -66,6 +66,7 @@ class RequestOptions:
     activation: str = ""
     long_text: str = "truncate"  # truncate | reject
     truncation_side: str = ""  # right | left
+    token_columns: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """What differs from the defaults."""
@@ -201,7 +202,10 @@ def request_options(given: object, verb: str) -> RequestOptions:
     for name, value in given.items():
         if name not in _DEFAULTS:
             raise BadMessage(f"options.{name[:40]}: unknown{nearest(name[:40], _DEFAULTS)}")
-        if isinstance(_DEFAULTS[name], int):
+        if isinstance(_DEFAULTS[name], bool):
+            if not isinstance(value, bool):
+                _refuse(f"options.{name}", "true or false", value)
+        elif isinstance(_DEFAULTS[name], int):
             _check_number(f"options.{name}", value)
         else:
             _check_text(f"options.{name}", value)

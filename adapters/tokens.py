@@ -132,6 +132,12 @@ class TextTokenizer:
         self._head = self._whole.encode(self._shape(recipe.prompt or SAMPLE))
         marks = self._head.special_tokens_mask
         self._head_tokens = self.prompt_tokens or next((n for n, mark in enumerate(marks) if not mark), 0)
+        self._check_special(path, self._head)
+        if recipe.pooling == "cls" and not marks[:1] == [1]:
+            raise ModelError(
+                f"{path} puts no special token (CLS) before a text, and the vector of this model (pooling cls) is that token's; "
+                "save the tokenizer with one, or the model with another pooling"
+            )
         self.overhead = len(self._whole.encode(self._shape(recipe.prompt)).ids)  # prompt and special tokens
         limit = (recipe.chunk_tokens if recipe.long_text == "chunk" else 0) or recipe.max_tokens
         pair = self._whole.num_special_tokens_to_add(True) + 1 if recipe.task == "score" else 0
@@ -139,6 +145,26 @@ class TextTokenizer:
             raise ModelError(
                 f"{limit} tokens leave no room for a text: prompt and special tokens take {max(self.overhead, pair)}"
             )
+
+    def check_pairs(self, folder: Path) -> None:
+        """Raises ModelError where nothing would tell the two texts of a pair apart: for models that read both as one."""
+        path, pair = folder / "tokenizer.json", self._whole.encode(SAMPLE, SAMPLE)
+        self._check_special(path, pair)
+        if not any(pair.special_tokens_mask[1:-1]):
+            raise ModelError(
+                f"{path} puts no special token (SEP) between the texts of a pair; save the tokenizer with the template of its model"
+            )
+
+    def _check_special(self, path: Path, encoding: Encoding) -> None:
+        """Raises ModelError if the tokenizer adds special tokens that its vocabulary does not have."""
+        for id, token, mark in zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, strict=True):
+            if mark and self._whole.id_to_token(id) != token:
+                known = self._whole.token_to_id(token)
+                raise ModelError(
+                    f"{path}: its template adds {token!r} as number {id}, which in its vocabulary is "
+                    f"{self._whole.id_to_token(id)!r} ({token!r} is {'missing' if known is None else f'number {known}'}); save the "
+                    "tokenizer again as transformers saves it"
+                )
 
     def _count_prompt(self, prompt: str) -> int:
         """Tokens that a prompt puts before a text, a leading special token included (as sentence-transformers counts)."""

@@ -112,6 +112,11 @@ def _max_tokens(folder: Path, config: dict[str, Any], transformer: dict[str, Any
         positions = None
     if positions is not None and config.get("model_type") in POSITIONS_AFTER_PADDING:
         pad = integer_at(config, ("pad_token_id",), folder / "config.json")
+        if pad is None and "pad_token_id" in config:
+            raise ModelError(
+                f"{folder / 'config.json'}: pad_token_id is null, and positions of this kind of model begin after it; write "
+                "the number of the tokenizer's pad token there"
+            )
         positions -= (1 if pad is None else pad) + 1
     own = integer_at(transformer, ("max_seq_length",), folder / _TRANSFORMER_CONFIGS[0])
     if own is None:

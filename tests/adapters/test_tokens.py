@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -218,3 +219,38 @@ def test_an_instruction_gives_the_vectors_of_the_reference_with_that_prompt(fold
     adapter = load(resolve(locate(str(folder)), task="encode", **wish), folder, device="cpu")
     found = adapter.run([(adapter.prepare([pa.array(texts)]), np.arange(2))]).batch.column(0)
     np.testing.assert_allclose(np.stack(found.to_numpy(zero_copy_only=False)), expected, atol=2e-6)
+
+
+def changed(folder, to, **keys):
+    """The checkpoint with other keys in its tokenizer.json."""
+    shutil.copytree(folder, to)
+    path = to / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+    return to
+
+
+def test_a_tokenizer_without_the_special_tokens_that_its_model_needs_is_refused(tmp_path, tiny_cross_encoder):
+    """No CLS where it is the vector, no SEP between a pair, and a template whose tokens are not in the vocabulary."""
+    pooled = models.tiny_encoder(tmp_path / "cls", "bert", pooling="cls")
+    bare = changed(pooled, tmp_path / "bare", post_processor=None)
+    with pytest.raises(ModelError, match=r"bare/tokenizer.json puts no special token \(CLS\) before a text"):
+        load(resolve(locate(str(bare)), task="encode"), bare, device="cpu")
+    pairs = changed(tiny_cross_encoder, tmp_path / "pairs", post_processor=None)
+    with pytest.raises(ModelError, match=r"pairs/tokenizer.json puts no special token \(SEP\) between the texts"):
+        load(resolve(locate(str(pairs)), task="score"), pairs, device="cpu")
+    saved = json.loads((pooled / "tokenizer.json").read_text())["post_processor"]
+    template = json.loads(json.dumps(saved).replace("[SEP]", "[END]"))
+    lost = changed(pooled, tmp_path / "lost", post_processor=template)
+    with pytest.raises(
+        ModelError, match=r"its template adds '\[END\]' as number 2, .* is '\[SEP\]' \('\[END\]' is missing\)"
+    ):
+        load(resolve(locate(str(lost)), task="encode"), lost, device="cpu")
+
+
+def test_a_model_whose_positions_begin_after_an_unknown_pad_token_is_refused(tmp_path):
+    """config.json must have the number."""
+    folder = models.tiny_encoder(tmp_path / "m", "roberta")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token_id": None}))
+    with pytest.raises(ModelError, match=r"config.json: pad_token_id is null"):
+        resolve(locate(str(folder)), task="encode")

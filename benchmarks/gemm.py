@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn.functional import linear
+from torch.utils.flop_counter import FlopCounterMode
 
 ROWS = (512, 1024, 2048, 4096)  # tokens at once; the best counts
 ROUNDS = 7
@@ -35,6 +36,22 @@ class Sizes:
         """(inputs, outputs, how often per layer) of the linear layers; query, key and value as one."""
         width, inner = self.width, self.inner
         return [(width, 3 * width, 1), (width, width, 1), (width, inner, 1), (inner, width, 1)]
+
+
+def counted(model: torch.nn.Module, at: int = 16) -> Callable[[Sequence[int]], int]:
+    """The floating-point operations of a model over texts with these many tokens, unpadded, as torch counts those of three short ones.
+
+    They grow with a text's length and its square (attention, windows counted as if they were whole).
+    """
+    model.requires_grad_(False)  # torch's counter trips over parameters that are given as arguments
+    found: list[int] = []
+    for length in (at, 2 * at, 3 * at):
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            model(input_ids=torch.full((1, length), 5), attention_mask=torch.ones(1, length, dtype=torch.long))
+        found.append(counter.get_total_flops())
+    square = (found[2] - 2 * found[1] + found[0]) / (2 * at * at)
+    linear_ = (found[1] - found[0]) / at - 3 * at * square
+    return lambda lengths: round(sum(linear_ * length + square * length**2 for length in lengths))
 
 
 def peak(sizes: Sizes, dtype: torch.dtype, *, prepacked: bool = True) -> float:

@@ -72,7 +72,7 @@ FAMILIES = {
         | {"intermediate_size": 1152, "sliding_window": 512, "use_bidirectional_attention": True},
         note="300M with 12 of 24 layers",
     ),
-    "mpnet": Family("mpnet", BASE | {"max_position_embeddings": 514}, aim=1.8, note="buckets"),
+    "mpnet": Family("mpnet", BASE | {"max_position_embeddings": 514, "pad_token_id": 1}, aim=1.8, note="buckets"),
     "deberta-v2": Family(
         "deberta-v2",
         BASE | {"relative_attention": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": True}
@@ -94,7 +94,8 @@ def build(family: Family, folder: Path) -> Callable[[Sequence[int]], int]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(candidates.minilm())
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")}
     special |= {"bos_token_id": special["cls_token_id"], "eos_token_id": special["sep_token_id"]}
-    config = transformers.AutoConfig.for_model(family.model_type, **family.sizes, vocab_size=len(tokenizer), **special)
+    special["vocab_size"] = len(tokenizer)
+    config = transformers.AutoConfig.for_model(family.model_type, **(special | family.sizes))
     torch.manual_seed(0)
     auto_class: Any = transformers.T5EncoderModel if family.model_type == "t5" else transformers.AutoModel
     make = auto_class._from_config if family.model_type == "t5" else auto_class.from_config

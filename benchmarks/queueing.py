@@ -294,7 +294,7 @@ def job_overhead(report: Report, server: RedisServer, scratch: Path, model: Path
     from lading.pipelines.job import draft
     from lading.workers.run import run
 
-    rows = 600 if quick else 3_500
+    rows = 600 if quick else 12_000  # a minute on a fast core
     report.title(f"a corpus job of {rows} texts, {model.name}: through Redis against the local run, one thread")
     local: list[float] = []
     through: list[float] = []
@@ -315,7 +315,7 @@ def job_overhead(report: Report, server: RedisServer, scratch: Path, model: Path
 
 def scaling(report: Report, server: RedisServer, scratch: Path, model: Path, quick: bool, rounds: int) -> None:
     """One worker and two, one thread each, on the same job."""
-    rows = 600 if quick else 3_500
+    rows = 600 if quick else 12_000  # a minute on a fast core
     report.title(f"workers, one thread each, {rows} texts, {model.name}")
     taken: dict[int, list[float]] = {1: [], 2: []}
     broker_share: list[float] = []

@@ -25,6 +25,23 @@ def _choice(*words: str) -> click.Choice[str]:
     return click.Choice(words)
 
 
+def model_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """For the shell's completion: names of the catalogue that begin so, or whose part after the owner does."""
+    from ..config.catalogue import load
+    from ..config.errors import UsageError
+
+    typed = incomplete.lower()
+    try:
+        entries = load()
+    except (
+        UsageError
+    ):  # of a broken models.yaml the command itself will tell: a message here would end up in the typed line
+        return []
+    return [
+        one.name for key, one in entries.items() if key.startswith(typed) or key.partition("/")[2].startswith(typed)
+    ]
+
+
 SOURCE: tuple[Decorator, ...] = (
     click.argument("paths", metavar="SOURCE...", nargs=-1, required=True),
     click.option("--format", type=_choice(*FORMATS), help="What the sources are.  [default: by their endings]"),
@@ -44,9 +61,20 @@ SOURCE: tuple[Decorator, ...] = (
 
 MODEL: tuple[Decorator, ...] = (
     click.option(
-        "--model", metavar="MODEL", required=True, help="A folder, or a name in the hub's cache or on the hub."
+        "--model",
+        metavar="MODEL",
+        required=True,
+        shell_complete=model_names,
+        help="A folder, or a name in the hub's cache or on the hub (name@revision).",
     ),
     click.option("--revision", metavar="REV", help="Of a hub name."),
+    click.option(
+        "--as",
+        "known_as",
+        metavar="NAME",
+        shell_complete=model_names,
+        help="The model's name in the catalogue (lading models), for what its files do not say.  [default: its name on the hub]",
+    ),
     click.option("--max-tokens", metavar="N", type=COUNT, help="Per text.  [default: what the checkpoint says]"),
     click.option("--column", metavar="COL", help="Name of the result column.  [default: vector, score or entities]"),
 )
@@ -58,6 +86,16 @@ ENCODE: tuple[Decorator, ...] = (
         help="document, query, none, or another of the checkpoint's prompts.  [default: document]",
     ),
     click.option("--prompt-text", metavar="TEXT", help="A literal prompt instead."),
+    click.option(
+        "--pooling",
+        type=_choice("mean", "cls", "last", "max", "mean_sqrt_len", "weighted_mean"),
+        help="How token vectors become one.  [default: what the checkpoint says]",
+    ),
+    click.option(
+        "--normalize/--no-normalize",
+        default=None,
+        help="Whether vectors have length 1.  [default: what the checkpoint says]",
+    ),
 )
 
 INSTRUCTION: tuple[Decorator, ...] = (

@@ -7,18 +7,20 @@ something Lading does not do, the model is refused: a result that is nearly righ
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
-from . import encoders, extractors, scorers
+from . import catalogue, encoders, extractors, scorers
 from .content import check_safe, content_hash, integer_at, read_json, text_at
 from .errors import ModelError
 from .hub import Checkpoint, locate
 from .modules import read_modules
+from .origins import OPTION, origins_of
 from .recipe import Recipe
 from .wishes import Opened, Wishes
 
-__all__ = ["POSITIONS_AFTER_PADDING", "Checkpoint", "locate", "resolve"]
+__all__ = ["POSITIONS_AFTER_PADDING", "Checkpoint", "locate", "resolve", "resolve_with_origins"]
 
 # Names of the settings file of a Transformer module, newest first, as releases of sentence-transformers wrote them.
 _TRANSFORMER_CONFIGS = [
@@ -42,6 +44,8 @@ POSITIONS_AFTER_PADDING = frozenset({
 })
 # fmt: on
 
+_log = logging.getLogger(__name__)
+_NO_LIMIT = 10**9  # 1e30, as tokenizers write it, is none
 
 _SETTLE = {"encode": encoders.settle, "score": scorers.settle, "extract": extractors.settle}
 
@@ -51,11 +55,22 @@ def resolve(checkpoint: Checkpoint, *, task: str, **wishes: Any) -> Recipe:
 
     Raises ModelError: unsafe or incomplete files, a model of another kind, or a wish that the checkpoint cannot fulfil.
     """
+    return resolve_with_origins(checkpoint, task=task, **wishes)[0]
+
+
+def resolve_with_origins(checkpoint: Checkpoint, *, task: str, **wishes: Any) -> tuple[Recipe, dict[str, str]]:
+    """`resolve`, and for each field of the recipe where its value came from, in words (config/origins.py)."""
     wish, folder = Wishes(**wishes), checkpoint.folder
     check_safe(folder)
-    opened = Opened(checkpoint, read_json(folder / "config.json"), read_modules(folder))
-    transformer = _transformer_config(folder)
-    limit = _max_tokens(folder, opened.config, transformer, wish.max_tokens)
+    known = catalogue.of(checkpoint, wish.known_as)
+    if wish.known_as and known is not None and known.task != task:
+        raise ModelError(
+            f"{known.name} is a model for `{known.task}`, so {checkpoint.name} is not known as that for `{task}`"
+        )
+    opened = Opened(checkpoint, read_json(folder / "config.json"), read_modules(folder), known)
+    saved_in, transformer = _transformer_config(folder)
+    opened.note("lower_case", saved_in)
+    limit = _max_tokens(opened, saved_in, transformer, wish.max_tokens)
     if wish.chunk_tokens > limit:
         raise ModelError(f"chunk_tokens {wish.chunk_tokens} is above the {limit} tokens that {checkpoint.name} takes")
     chunk = wish.chunk_tokens or limit
@@ -66,6 +81,8 @@ def resolve(checkpoint: Checkpoint, *, task: str, **wishes: Any) -> Recipe:
         "truncation_side",
         folder / "tokenizer_config.json",
     )
+    if not wish.truncation_side:
+        opened.note("truncation_side", "tokenizer_config.json")
     if side not in ("right", "left"):
         raise ModelError(f"truncation_side {side!r} of {checkpoint.name} is neither right nor left")
     if wish.truncation_side == "left" and wish.long_text != "truncate":
@@ -83,11 +100,15 @@ def resolve(checkpoint: Checkpoint, *, task: str, **wishes: Any) -> Recipe:
         chunk_overlap=wish.chunk_overlap,
     )
     recipe = _SETTLE[task](recipe, opened, wish)  # refuses before gigabytes are hashed
+    for name, origin in opened.origins.items():
+        if origin.startswith("catalogue"):
+            _log.info("%s: %s is %r: %s", checkpoint.name, name, getattr(recipe, name), origin)
     content = content_hash(folder, [module.path for module in opened.modules if module.path])
-    return dataclasses.replace(recipe, content=content)
+    return dataclasses.replace(recipe, content=content), origins_of(recipe, opened, wish)
 
 
-def _transformer_config(folder: Path) -> dict[str, Any]:
+def _transformer_config(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The settings of the Transformer module, and the name of their file."""
     path = next(
         (folder / name for name in _TRANSFORMER_CONFIGS if (folder / name).is_file()), folder / _TRANSFORMER_CONFIGS[0]
     )
@@ -98,15 +119,16 @@ def _transformer_config(folder: Path) -> dict[str, Any]:
     method = (found.get("modality_config") or {}).get("text", {"method": "forward"})
     if not isinstance(method, dict) or method.get("method") != "forward":
         raise ModelError(f"{path}: modality_config: texts must go through the model's `forward`, found {method!r}")
-    return found
+    return path.name, found
 
 
-def _max_tokens(folder: Path, config: dict[str, Any], transformer: dict[str, Any], wanted: int) -> int:
-    """What the checkpoint says (its own max_seq_length, else the tokenizer's), never above its positions; or `wanted`.
+def _max_tokens(opened: Opened, saved_in: str, transformer: dict[str, Any], wanted: int) -> int:
+    """What the checkpoint says (its own max_seq_length, else the tokenizer's), else the catalogue, never above its positions; or `wanted`.
 
     The saved figure may exceed the positions (514 for RoBERTa, whose first usable one is 2): the reference fails on
     such a text, here it is cut.
     """
+    folder, config, known = opened.folder, opened.config, opened.known
     positions = integer_at(config, ("max_position_embeddings", "n_positions"), folder / "config.json")
     if positions is not None and positions < 1:  # XLNet writes -1: no table of positions
         positions = None
@@ -118,20 +140,26 @@ def _max_tokens(folder: Path, config: dict[str, Any], transformer: dict[str, Any
                 "the number of the tokenizer's pad token there"
             )
         positions -= (1 if pad is None else pad) + 1
-    own = integer_at(transformer, ("max_seq_length",), folder / _TRANSFORMER_CONFIGS[0])
+    if known is not None and positions is not None and known.max_tokens > positions:
+        known.disagree("max_tokens", f"{folder / 'config.json'} has {positions} positions")
+    name = saved_in
+    own = integer_at(transformer, ("max_seq_length",), folder / name)
     if own is None:
-        own = integer_at(
-            read_json(folder / "tokenizer_config.json"),
-            ("model_max_length", "max_len"),
-            folder / "tokenizer_config.json",
-        )
+        name = "tokenizer_config.json"
+        own = integer_at(read_json(folder / name), ("model_max_length", "max_len"), folder / name)
     if wanted:
         if positions is not None and wanted > positions:
             raise ModelError(f"max_tokens {wanted} is above the {positions} positions of the model in {folder}")
+        opened.note("max_tokens", OPTION)
         return wanted
-    limits = [limit for limit in (own, positions) if limit is not None and limit < 10**9]  # 1e30 is "no limit"
+    if (own is None or own >= _NO_LIMIT) and known is not None and known.max_tokens:
+        own, name = known.max_tokens, known.origin("max_tokens")
+    said = [(own, name), (positions, "config.json")]
+    limits = [(limit, origin) for limit, origin in said if limit is not None and limit < _NO_LIMIT]
     if not limits:
         raise ModelError(f"{folder}: no file says how many tokens the model takes; say it with --max-tokens")
-    if min(limits) < 1:
-        raise ModelError(f"{folder}: the model's files allow {min(limits)} tokens; say how many with --max-tokens")
-    return min(limits)
+    limit, origin = min(limits, key=lambda one: one[0])
+    if limit < 1:
+        raise ModelError(f"{folder}: the model's files allow {limit} tokens; say how many with --max-tokens")
+    opened.note("max_tokens", origin)
+    return limit

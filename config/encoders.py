@@ -3,65 +3,50 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from pathlib import Path
 
 from .content import read_json
-from .errors import ModelError, nearest
-from .hub import SENTENCE_TRANSFORMERS, saved_prompts
+from .errors import ModelError
+from .hub import SENTENCE_TRANSFORMERS
 from .kinds import verb_of
 from .modules import read_pooling
+from .origins import OPTION
 from .recipe import Recipe
+from .unsaid import check_dims, normalize_of, pooling_of, prompt_of
 from .wishes import Opened, Wishes
-
-_SLOT = re.compile(r"\{(?:instruction|task)\}")
-# How instruct embedders write a query's prompt, with a default in the instruction's place: (before, after).
-_FORMS = (
-    re.compile(r"(Instruct: ).*(\nQuery: ?)", re.DOTALL),  # E5, Qwen3 Embedding and many after them
-    re.compile(r"(task: ).*( \| query: ?)", re.DOTALL),  # EmbeddingGemma
-)
 
 
 def settle(recipe: Recipe, opened: Opened, wish: Wishes) -> Recipe:
     """`recipe` with what `encode` adds. Raises ModelError: a model of another kind, or a wish that it cannot fulfil."""
-    _check_kind(opened)
+    _check_kind(opened, wish)
     folder, name = opened.folder, opened.checkpoint.name
     pooling, include_prompt, own_dims = read_pooling(folder, opened.config, opened.modules)
+    check_dims(opened, own_dims)
     if wish.dims > own_dims:
         raise ModelError(f"dims {wish.dims} is above the {own_dims} dimensions of {name}")
     dims = wish.dims or own_dims
+    projection = next(
+        (f"{one.path}/config.json" for one in reversed(opened.modules) if one.kind == "Dense"), "config.json"
+    )
+    opened.note("dims", OPTION if wish.dims else projection)
     if wish.vector_type == "binary" and dims % 8:
         raise ModelError(f"binary packs 8 dimensions into a byte, and {dims} is no multiple of 8: give --dims")
+    opened.note("modules", "modules.json")
+    opened.note(
+        "include_prompt", next((f"{one.path}/config.json" for one in opened.modules if one.kind == "Pooling"), "")
+    )
     return dataclasses.replace(
         recipe,
         dims=dims,
-        pooling=pooling,
+        pooling=pooling_of(opened, wish, pooling),
         include_prompt=include_prompt,
         modules=tuple(module.path for module in opened.modules if module.kind == "Dense"),
-        normalize=any(module.kind == "Normalize" for module in opened.modules),
-        prompt=instructed(wish.prompt_text or prompt_named(folder, wish.prompt), wish.instruction, name),
+        normalize=normalize_of(opened, wish),
+        prompt=prompt_of(opened, wish),
         vector_type=wish.vector_type,
     )
 
 
-def instructed(prompt: str, instruction: str, model: str) -> str:
-    """The prompt with the instruction in its place: a slot, or what stands there in one of the usual forms."""
-    if _SLOT.search(prompt):
-        if not instruction:
-            raise ModelError(f"{model}: the prompt {prompt!r} has a slot and needs an instruction")
-        return _SLOT.sub(lambda _: instruction, prompt)
-    if not instruction:
-        return prompt
-    for form in _FORMS:
-        if found := form.fullmatch(prompt):
-            return found[1] + instruction + found[2]
-    raise ModelError(
-        f"{model}: the prompt {prompt!r} has no place for an instruction; choose another one (query, say), or give a "
-        "prompt_text with {instruction} in it"
-    )
-
-
-def _check_kind(opened: Opened) -> None:
+def _check_kind(opened: Opened, wish: Wishes) -> None:
     verb = verb_of(opened.architecture)
     saved_as = read_json(opened.folder / SENTENCE_TRANSFORMERS).get("model_type")
     if verb and not opened.is_pipeline:
@@ -72,24 +57,8 @@ def _check_kind(opened: Opened) -> None:
         raise ModelError(
             f"{opened.folder / SENTENCE_TRANSFORMERS}: a {saved_as} model; encode makes dense vectors only"
         )
-    if len(opened.modules) < 2:
+    if len(opened.modules) < 2 and not wish.pooling and not (opened.known and opened.known.pooling):
         raise ModelError(
-            f"{opened.folder / 'modules.json'}: has no Pooling, so the model gives vectors of tokens, not of texts"
+            f"{opened.folder / 'modules.json'}: has no Pooling, so the model gives vectors of tokens, not of texts; if a text's "
+            "vector is made of them all the same, say how: --pooling mean, cls or last"
         )
-
-
-def prompt_named(folder: Path, name: str) -> str:
-    """The text of a prompt: documents and queries have other names in some checkpoints, and fall back to its default."""
-    if name == "none":
-        return ""
-    prompts = saved_prompts(folder)
-    for candidate in {"document": ("document", "passage", "corpus")}.get(name, (name,)):
-        if candidate in prompts:
-            return prompts[candidate]
-    if name not in ("document", "query"):
-        hint = nearest(name, {*prompts, "document", "query", "none"})
-        raise ModelError(f"{folder / SENTENCE_TRANSFORMERS}: no prompt {name!r}{hint} (or give a text: prompt_text)")
-    default = read_json(folder / SENTENCE_TRANSFORMERS).get("default_prompt_name")
-    if default is not None and default not in prompts:
-        raise ModelError(f"{folder / SENTENCE_TRANSFORMERS}: default_prompt_name {default!r} is none of its prompts")
-    return prompts[default] if default is not None else ""

@@ -6,6 +6,7 @@ import dataclasses
 
 from .errors import ModelError
 from .kinds import check_head
+from .origins import DEFAULT
 from .recipe import Recipe
 from .wishes import Opened, Wishes
 
@@ -13,6 +14,7 @@ from .wishes import Opened, Wishes
 def settle(recipe: Recipe, opened: Opened, wish: Wishes) -> Recipe:
     """`recipe` with what `extract` adds. Raises ModelError: a model of another kind, or without names for its labels."""
     check_head(opened, "extract")
+    opened.note("aggregation", DEFAULT)
     return dataclasses.replace(recipe, labels=_labels(opened), aggregation="simple")
 
 

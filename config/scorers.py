@@ -8,6 +8,7 @@ from .content import integer_at, read_json
 from .errors import ModelError
 from .hub import SENTENCE_TRANSFORMERS
 from .kinds import check_head
+from .origins import DEFAULT, OPTION
 from .recipe import Recipe
 from .wishes import Opened, Wishes
 
@@ -20,11 +21,13 @@ def settle(recipe: Recipe, opened: Opened, wish: Wishes) -> Recipe:
     _check_one_label(opened)
     if wish.instruction:
         raise ModelError(f"{opened.checkpoint.name}: the pairs of this reranker have no place for an instruction")
+    if wish.activation:
+        opened.note("activation", OPTION)
     return dataclasses.replace(recipe, activation=wish.activation or _activation(opened))
 
 
 def _activation(opened: Opened) -> str:
-    """What the checkpoint wants done with the logit; sigmoid where it says nothing, as sentence-transformers does."""
+    """What the checkpoint wants done with the logit, else the catalogue; sigmoid where neither says, as sentence-transformers does."""
     folder, config = opened.folder, opened.config
     nested = config.get("sentence_transformers")
     named = [
@@ -39,8 +42,11 @@ def _activation(opened: Opened) -> str:
                 raise ModelError(
                     f"{folder / name}: activation_fn {path} is neither Identity nor Sigmoid; choose one with --activation"
                 )
+            opened.note("activation", name)
             return _ACTIVATIONS[kind]
-    return "sigmoid"
+    known = opened.known
+    opened.note("activation", known.origin("activation") if known and known.activation else DEFAULT)
+    return known.activation if known and known.activation else "sigmoid"
 
 
 def _check_one_label(opened: Opened) -> None:

@@ -19,7 +19,7 @@ from .errors import UsageError, nearest
 from .strict_yaml import load_mapping, parse_mapping
 
 FILE = "settings.yaml"
-FILES = (FILE, "pools.yaml")  # that may lie in LADING_CONFIG_DIR
+FILES = (FILE, "pools.yaml", "models.yaml")  # that may lie in LADING_CONFIG_DIR
 WINDOW_BATCHES = 16  # batches' worth of tokens sorted together unless window_tokens says otherwise
 # LADING_ variables that are read elsewhere and are not settings; a test compares the list with the code.
 _NOT_SETTINGS = (
@@ -76,6 +76,11 @@ def layered_file(name: str, environ: Mapping[str, str] = os.environ) -> tuple[di
     """A configuration file that LADING_CONFIG_DIR may have in place of the packaged one: its content, and its name for messages."""
     path = _in_folder(environ.get("LADING_CONFIG_DIR", ""), name)
     return (load_mapping(path, UsageError), str(path)) if path else (_packaged(name), name)
+
+
+def own_file(name: str, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """A configuration file in LADING_CONFIG_DIR that adds to the packaged ones, None if it is not there."""
+    return _in_folder(environ.get("LADING_CONFIG_DIR", ""), name)
 
 
 def _packaged(name: str = "defaults.yaml") -> dict[Any, Any]:

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from .catalogue import Entry
 from .hub import Checkpoint
 from .modules import Module
 
@@ -26,6 +27,9 @@ class Wishes:
     prompt_text: str = ""
     instruction: str = ""
     activation: str = ""
+    pooling: str = ""  # "" and None: what the checkpoint says
+    normalize: bool | None = None
+    known_as: str = ""  # its name in the catalogue
 
 
 WISHES = tuple(field.name for field in dataclasses.fields(Wishes))
@@ -38,6 +42,12 @@ class Opened:
     checkpoint: Checkpoint
     config: dict[str, Any]  # config.json
     modules: list[Module]  # modules.json, or what stands for it
+    known: Entry | None = None  # what the catalogue has of it
+    origins: dict[str, str] = dataclasses.field(default_factory=dict)  # recipe field -> where its value came from
+
+    def note(self, field: str, origin: str) -> None:
+        """Remember where a recipe's field has its value from: a file of the checkpoint, or one of config/origins.py."""
+        self.origins[field] = origin
 
     @property
     def folder(self) -> Path:

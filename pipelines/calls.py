@@ -25,6 +25,7 @@ class Options(TypedDict, total=False):
     revision: str
     max_tokens: int
     precision: str  # float32 | bfloat16 | float16
+    known_as: str
     long_text: str  # truncate | reject
     truncation_side: str  # right | left
     token_columns: bool
@@ -36,6 +37,8 @@ class EncodeOptions(Options, total=False):
     prompt: str
     prompt_text: str
     instruction: str
+    pooling: str
+    normalize: bool | None
 
 
 class ScoreOptions(Options, total=False):

@@ -6,12 +6,13 @@ import json
 
 import pyarrow as pa
 
+from ..config.catalogue import of
 from ..config.checkpoint import Checkpoint
 from ..config.outputs import DEFAULT_COLUMN, chunk_fields, result_fields, token_fields
 from ..config.recipe import Recipe
 from .spec import JobSpec, StepSpec
 
-RECIPES = "lading.recipes"  # JSON: result column -> {"hash", "recipe", "model", "folder", "origin", "revision", "prompt", "text"}
+RECIPES = "lading.recipes"  # JSON: result column -> {"hash", "recipe", "model", "folder", "origin", "revision", "prompt", "text"}, "known_as" if given
 
 
 def kept_columns(spec: JobSpec) -> list[str]:
@@ -54,16 +55,18 @@ def metadata(spec: JobSpec, recipe: Recipe, checkpoint: Checkpoint, schema: pa.S
     entry = {
         "hash": recipe.hash,
         "recipe": recipe.to_dict(),
-        "model": step.model,
+        "model": step.model if checkpoint.origin == "folder" else checkpoint.name,
         "folder": str(checkpoint.folder),
         "origin": checkpoint.origin,
         "revision": checkpoint.revision,
         "prompt": step.prompt,
         "text": list(step.text),
     }
+    if step.known_as:
+        entry["known_as"] = step.known_as
     found = {RECIPES: json.dumps({column: entry}, sort_keys=True)}
     if plain_lancedb_agrees(step, recipe, checkpoint) and step.text[0] in schema.names:
-        model = step.model if checkpoint.origin != "folder" else str(checkpoint.folder)
+        model = checkpoint.name if checkpoint.origin != "folder" else str(checkpoint.folder)
         config = {"name": model, "device": "cpu", "normalize": recipe.normalize, "trust_remote_code": False}
         function = {
             "name": "sentence-transformers",
@@ -78,10 +81,16 @@ def metadata(spec: JobSpec, recipe: Recipe, checkpoint: Checkpoint, schema: pa.S
 def plain_lancedb_agrees(step: StepSpec, recipe: Recipe, checkpoint: Checkpoint) -> bool:
     """Whether LanceDB's built-in sentence-transformers function gives the vectors of this recipe, for queries too.
 
-    It knows no prompts, no slicing and no other vector type, and computes in float32.
+    It knows no prompts, no slicing and no other vector type, computes in float32, and reads the checkpoint's files alone:
+    neither what was asked for nor what the catalogue adds to a folder without modules.json.
     """
+    known = of(checkpoint, step.known_as)
+    plain = not (checkpoint.folder / "modules.json").exists()
     return (
         recipe.task == "encode"
+        and not (known and (any(known.prompts.values()) or plain))
+        and not step.pooling
+        and step.normalize is None
         and not checkpoint.prompts
         and not recipe.prompt
         and step.dims == 0

@@ -42,6 +42,11 @@ class StepSpec:
     prompt_text: str = ""  # encode: a literal prompt instead
     instruction: str = ""  # encode, score: put into the prompt's slot
     activation: str = ""  # score: identity | sigmoid; "" is: what the checkpoint says
+    pooling: str = (
+        ""  # encode: mean | cls | last | max | mean_sqrt_len | weighted_mean; "" is: what the checkpoint says
+    )
+    normalize: bool | None = None  # encode; None is: what the checkpoint says
+    known_as: str = ""  # its name in the catalogue, for what its files do not say; "" is: its name on the hub
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

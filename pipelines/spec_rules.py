@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ..config.catalogue import POOLINGS
 from ..config.errors import SpecError, nearest
 from ..config.outputs import DEFAULT_COLUMN, token_fields
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 # The verbs, and the keys of a step that only one of them has.
 VERBS: dict[str, frozenset[str]] = {
-    "encode": frozenset({"dims", "vector_type", "prompt", "prompt_text", "instruction"}),
+    "encode": frozenset({"dims", "vector_type", "prompt", "prompt_text", "instruction", "pooling", "normalize"}),
     "score": frozenset({"activation", "instruction"}),
     "extract": frozenset(),
 }
@@ -24,6 +25,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("float32", "bfloat16", "float16"),
     "vector_type": ("float32", "float16", "int8", "binary"),
     "activation": ("identity", "sigmoid"),
+    "pooling": POOLINGS,
     "on_existing": ("refuse", "append", "replace"),
     "long_text": ("truncate", "chunk", "reject"),
     "truncation_side": ("right", "left"),
@@ -45,6 +47,7 @@ def _is_strings(value: object) -> bool:
 _TYPES: dict[str, tuple[Callable[[object], bool], str]] = {
     "str": (lambda value: isinstance(value, str), "text"),
     "bool": (lambda value: isinstance(value, bool), "true or false"),
+    "bool | None": (lambda value: value is None or isinstance(value, bool), "true or false"),
     "int": (is_int, "a whole number"),
     "int | None": (lambda value: value is None or is_int(value), "a whole number"),
     "tuple[str, ...]": (_is_strings, "a list of texts"),

@@ -11,6 +11,7 @@ import reprlib
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
+from ..config.catalogue import POOLINGS
 from ..config.errors import BadMessage, nearest
 
 VERSION = 1
@@ -64,6 +65,9 @@ class RequestOptions:
     prompt_text: str = ""
     instruction: str = ""
     activation: str = ""
+    pooling: str = ""
+    normalize: bool | None = None
+    known_as: str = ""
     long_text: str = "truncate"  # truncate | reject
     truncation_side: str = ""  # right | left
     token_columns: bool = False
@@ -79,12 +83,13 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("float32", "bfloat16", "float16"),
     "vector_type": ("float32", "float16", "int8", "binary"),
     "activation": ("", "identity", "sigmoid"),
+    "pooling": ("", *POOLINGS),
     "long_text": ("truncate", "reject"),
     "truncation_side": ("", "right", "left"),
 }
 # Options that not every verb has -> the verbs that have them.
 _ONLY = {
-    **dict.fromkeys(("dims", "vector_type", "prompt", "prompt_text"), ("encode",)),
+    **dict.fromkeys(("dims", "vector_type", "prompt", "prompt_text", "pooling", "normalize"), ("encode",)),
     "instruction": ("encode", "score"),
     "activation": ("score",),
 }
@@ -202,7 +207,10 @@ def request_options(given: object, verb: str) -> RequestOptions:
     for name, value in given.items():
         if name not in _DEFAULTS:
             raise BadMessage(f"options.{name[:40]}: unknown{nearest(name[:40], _DEFAULTS)}")
-        if isinstance(_DEFAULTS[name], bool):
+        if _DEFAULTS[name] is None:
+            if value is not None and not isinstance(value, bool):
+                _refuse(f"options.{name}", "true, false or null", value)
+        elif isinstance(_DEFAULTS[name], bool):
             if not isinstance(value, bool):
                 _refuse(f"options.{name}", "true or false", value)
         elif isinstance(_DEFAULTS[name], int):

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ import yaml
 from lading.cli import main
 from lading.cli.app import cli
 from lading.cli.streams import READER_LEFT
+from lading.config.catalogue import load
 from lading.pipelines.spec import from_dict
 from lading.schedulers.connection import Broker
 from lading.workers.summary import EXIT_CODES
@@ -97,9 +99,42 @@ def test_the_readme_s_commands_run(tiny_encoder: Path, tmp_path: Path) -> None:
         assert done.stdout, line
 
 
+def test_the_catalogue_s_commands_run(
+    minilm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """docs/catalogue.md, typed from top to bottom beside a corpus, with the models.yaml that it shows and the real model in the hub's cache."""
+    text = (ROOT / "docs/catalogue.md").read_text()
+    write_corpus(tmp_path)
+    (block,) = [block for language, block in FENCE.findall(text) if language == "yaml"]
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/models.yaml").write_text(block)
+    commit, repository = "0" * 40, tmp_path / "hub/models--sentence-transformers--all-MiniLM-L6-v2"
+    shutil.copytree(minilm, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(commit)
+    for name, value in {"HF_HUB_CACHE": "hub", "LADING_CONFIG_DIR": "config", "LADING_OFFLINE": "true"}.items():
+        monkeypatch.setenv(name, str(tmp_path / value) if value != "true" else value)
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+    for line in commands(ROOT / "docs/catalogue.md"):
+        words = shlex.split(line.replace("MODEL", str(minilm)), comments=True)
+        named = [one for word in words for one in (sorted(map(str, tmp_path.glob(word))) if "*" in word else [word])]
+        assert named[0] == "lading"
+        assert main(named[1:]) == 0, line
+        said.append(capsys.readouterr().out)
+    assert "acme/legal-embed-v2" in said[0]
+    assert "not on this machine" in said[1]
+    assert re.search(r"^grade   verified$", said[2], re.MULTILINE)
+    assert said[3].splitlines()[-1] == "pass"
+    assert "40 of 40 rows" in said[4]
+    for document in ("README.md", "CHANGELOG.md", "docs/catalogue.md"):
+        assert f"{len(load({}))} models" in (ROOT / document).read_text()
+
+
 def test_the_readme_s_other_commands_are_those_of_the_documents() -> None:
-    """What the README shows of the queue stands in docs/queue.md, whose commands are run."""
-    known = {tuple(shlex.split(command, comments=True)) for command in commands(ROOT / "docs/queue.md")}
+    """What the README shows of queue and catalogue stands in docs/queue.md and docs/catalogue.md, whose commands are run."""
+    documents = [ROOT / "docs/queue.md", ROOT / "docs/catalogue.md"]
+    known = {tuple(shlex.split(command, comments=True)) for one in documents for command in commands(one)}
     shown = [command for command in commands(ROOT / "README.md") if command.startswith("lading ")][3:]
     assert shown
     assert {tuple(shlex.split(command, comments=True)) for command in shown} <= known
@@ -160,6 +195,9 @@ def test_the_manual_knows_every_json_field(
         "queues": ["queues"],
         "dead list": ["dead", "list", "cpu"],
         "dead show": ["dead", "show", "cpu", queue.dead()[0].id],
+        "models": ["models"],
+        "models show": ["models", "show", str(tiny_encoder)],
+        "models verify": ["models", "verify", str(tiny_encoder)],
     }
     documented = documented_fields()
     assert documented.keys() == commands.keys()

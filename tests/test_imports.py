@@ -64,6 +64,7 @@ def test_help_loads_nothing_heavy() -> None:
     verbs = ["encode", "score", "extract", "run", "plan", "status", "rejects", "query", "optimize", "completion"]
     verbs += ["submit", "watch", "retry", "cancel", "scheduler", "worker", "up"]
     verbs += ["queues", "dead", "dead list", "dead show", "dead replay", "dead drop"]
+    verbs += ["models", "models show", "models verify"]
     calls = "\n".join(f"assert main([*{verb.split()}, '--help']) == 0" for verb in verbs)
     loaded = loaded_by(
         "import contextlib, io\nfrom lading.cli import main\nwith contextlib.redirect_stdout(io.StringIO()):\n    main(['--help'])\n    "

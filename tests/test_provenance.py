@@ -45,7 +45,18 @@ def test_plain_lancedb_searches_by_text(corpus, minilm, tmp_path):
         assert found["_distance"] == pytest.approx(0, abs=1e-5)
 
 
-@pytest.mark.parametrize("step", [{}, {"dims": 16}, {"prompt_text": "x: "}, {"max_tokens": 8}, {"vector_type": "int8"}])
+@pytest.mark.parametrize(
+    "step",
+    [
+        {},
+        {"dims": 16},
+        {"prompt_text": "x: "},
+        {"max_tokens": 8},
+        {"vector_type": "int8"},
+        {"pooling": "cls"},
+        {"normalize": False},
+    ],
+)
 def test_text_search_is_promised_only_where_it_is_true(corpus, tmp_path, step):
     """The checkpoint's own recipe carries LanceDB's function, one that the function would not follow does not."""
     model = models.tiny_encoder(tmp_path / "model", prompts={})

@@ -98,6 +98,16 @@ REFUSED = {
         changed(encode={"activation": "identity"}),
         "steps[0].encode.activation: only score has this key",
     ),
+    "pooling of score": (changed(score={"pooling": "cls"}), "steps[0].score.pooling: only encode has this key"),
+    "no such pooling": (
+        changed(encode={"pooling": "clss"}),
+        "steps[0].encode.pooling: 'clss' is none of the choices; did you mean 'cls'?",
+    ),
+    "normalize is a text": (
+        changed(encode={"normalize": "yes"}),
+        "steps[0].encode.normalize: expected true or false, found 'yes'",
+    ),
+    "known_as is no text": (changed(extract={"known_as": 3}), "steps[0].extract.known_as: expected text, found 3"),
     "score of one column": (
         changed(score={"text": "q"}),
         "steps[0].score.text: score takes two columns, like [query, document], found 1",
@@ -244,7 +254,9 @@ def job_specs(draw: st.DrawFn) -> JobSpec:
             "dims": 8 * draw(st.integers(0, 99)),
             "vector_type": draw(st.sampled_from(["float32", "float16", "int8", "binary"])),
         }
-        step |= draw(st.sampled_from([{}, {"prompt": "query"}, {"prompt_text": "q: "}]))
+        step |= draw(
+            st.sampled_from([{}, {"prompt": "query"}, {"prompt_text": "q: "}, {"normalize": False}, {"pooling": "cls"}])
+        )
     elif verb == "score":
         step["activation"] = draw(st.sampled_from(["", "identity", "sigmoid"]))
     lance = draw(st.booleans())

@@ -65,8 +65,10 @@ class RequestedModels:
         recipe = resolve(checkpoint, task=verb, **{name: getattr(options, name) for name in _WISHES})
         if recipe.long_text == "chunk":
             raise ModelError("a request's texts are not chunked: long_text is truncate or reject")
-        said = {"model": model, "folder": str(checkpoint.folder), "origin": checkpoint.origin}
+        name = model if checkpoint.origin == "folder" else checkpoint.name
+        said = {"model": name, "folder": str(checkpoint.folder), "origin": checkpoint.origin}
         said |= {"revision": checkpoint.revision, "prompt": options.prompt}
+        said |= {"known_as": options.known_as} if options.known_as else {}
         settled = _Settled(recipe, checkpoint.folder, said, time.monotonic())
         with self._lock:
             self._known[key] = settled

@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import math
 import os
+import re
 import statistics
 import sys
 import tempfile
@@ -37,11 +38,12 @@ from benchmarks.report import Report, machine
 
 LEAST_COSINE = 0.999  # of the worst text, Lading's bfloat16 to the reference's
 KERNELS = ("torch-varlen", "flash-attn")
-# Dense bfloat16 TFLOP/s by a part of the device's name, as the makers' data sheets have them; the first that fits.
+# Dense bfloat16 TFLOP/s by a word of the device's name, as the makers' data sheets have them; the first that fits.
 PEAKS = {
     "B200": 2250.0,
     "H200": 989.4,
     "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
     "H100": 989.4,
     "A100": 312.0,
     "L40S": 362.0,
@@ -117,7 +119,7 @@ class Contestant:
 
 def stated_peak(device_name: str) -> float | None:
     """Dense bfloat16 TFLOP/s of a device by its maker, None if it is not in the table."""
-    return next((peak for name, peak in PEAKS.items() if name.lower() in device_name.lower()), None)
+    return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", device_name)), None)
 
 
 def measured_peak(device: str, size: int) -> float:

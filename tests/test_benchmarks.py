@@ -52,6 +52,8 @@ def test_models_have_the_operations_of_their_size():
         ("NVIDIA A100-SXM4-80GB", 312.0),
         ("NVIDIA L4", 121.0),
         ("NVIDIA L40S", 362.0),
+        ("NVIDIA L40", None),
+        ("NVIDIA H100 NVL", 835.0),
         ("Tesla T4", None),
     ],
 )

@@ -81,7 +81,7 @@ def metadata(spec: JobSpec, recipe: Recipe, checkpoint: Checkpoint, schema: pa.S
 def plain_lancedb_agrees(step: StepSpec, recipe: Recipe, checkpoint: Checkpoint) -> bool:
     """Whether LanceDB's built-in sentence-transformers function gives the vectors of this recipe, for queries too.
 
-    It knows no prompts, no slicing and no other vector type, computes in float32, and reads the checkpoint's files alone:
+    It knows no prompts, no slicing, no other end to cut off and no other vector type, computes in float32, and reads the checkpoint's files alone:
     neither what was asked for nor what the catalogue adds to a folder without modules.json.
     """
     known = of(checkpoint, step.known_as)
@@ -95,6 +95,7 @@ def plain_lancedb_agrees(step: StepSpec, recipe: Recipe, checkpoint: Checkpoint)
         and not recipe.prompt
         and step.dims == 0
         and step.max_tokens == 0
+        and recipe.truncation_side == "right"
         and recipe.precision == "float32"
         and recipe.vector_type in ("float32", "float16")
     )

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from lading.config.errors import StopJob
 from lading.workers.engine import Engine
 from lading.workers.packer import Packing
 from lading.workers.parts import Items
@@ -79,6 +80,23 @@ def test_a_request_that_fails_harms_nobody_else() -> None:
     assert results["poison"].failed[0][0] == "failed"
     assert not results["fine"].failed
     assert not shard.parts[0].failed
+
+
+def test_requests_beside_a_hopeless_job_are_answered() -> None:
+    """The model raises on every row of the shards: they stop, and no request that was taken off its lane is forgotten."""
+
+    class Asking(Lengths):
+        def run(self, parts):
+            requests.texts.extend(["fine"] if len(self.batches) < 12 else [])
+            return super().run(parts)
+
+    adapter = Asking()
+    requests = Waiting(adapter, ["first"])
+    with pytest.raises(StopJob, match="the model failed on every one"):
+        list(engine(adapter, requests).shards(shards_of(adapter, 3, ["poison"] * 10)))
+    answered = [requests.done.get_nowait() for _ in range(requests.done.qsize())]
+    assert len(answered) == len(requests.names) > 1  # all that were taken
+    assert all(items.done and not items.failed for _, items in answered)
 
 
 def test_rows_do_not_wait_for_a_window_to_fill_when_nothing_more_is_at_hand() -> None:

@@ -26,10 +26,12 @@ from lading.pipelines.submit import submit as submit_job
 from lading.schedulers import pools
 from lading.schedulers.connection import Broker
 from lading.schedulers.messages import Request, ShardPointer, request_message, shard_message
+from lading.workers import into
 from lading.workers.run import run
 from lading.workers.worker import Worker
 from tests.redis_server import RedisServer
 
+LEASE_S = 3.0
 TEXTS = [f"a text of {'many ' * (n % 30)}words, number {n}" for n in range(200)]
 
 
@@ -39,6 +41,7 @@ def environment(redis_server: RedisServer, tmp_path: Path, tiny_encoder: Path, m
         "BROKER_URL": redis_server.url,
         "JOBS": str(tmp_path / "jobs"),
         "FOLD_INTERVAL_S": "0.1",
+        "LEASE_S": str(LEASE_S),
         "THREADS": "1",
     }
     settings["ROOTS"] = f"{tmp_path},{tiny_encoder.parent.parent}"
@@ -159,6 +162,37 @@ def test_a_request_into_a_table_replaces_rows(worker: Worker, tiny_encoder: Path
     found = rows(tmp_path / "db", "docs")
     expected = client.encode(str(tiny_encoder), ["one", "three"])
     np.testing.assert_allclose(np.stack([found["a"], found["b"]]), expected, atol=1e-5)
+
+
+def test_a_table_whose_store_fails_keeps_its_own_requests_waiting_alone(
+    worker: Worker, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are stored when it works again, or told after a while; others are answered, and their leases stay with this worker."""
+    client, url = Client(), f"lancedb://{tmp_path}/db/docs"
+    assert client.submit_encode(str(tiny_encoder), ["one"], into=url, ids=["a"]).wait(60) == 1
+    data, gone = tmp_path / "db/docs.lance/data", tmp_path / "db/docs.lance/gone"
+    data.rename(gone)
+    data.write_text("in the way")
+    monkeypatch.setattr(into, "MOST_LEFT", 2)
+    tickets = [client.submit_encode(str(tiny_encoder), ["two"], into=url, ids=[f"b{n}"]) for n in range(2)]
+    until(lambda: len(worker.answers._tables._left) == 2)
+    with pytest.raises(RequestFailed, match="nothing of this request was stored"):
+        client.submit_encode(str(tiny_encoder), ["three"], into=url, ids=["c"]).wait(60)
+    assert client.encode(str(tiny_encoder), ["four"]).shape == (1, 32)
+    until(lambda: len(worker.leases.held(worker.requests)) == 2)
+    held = set(worker.leases.held(worker.requests))
+    time.sleep(1.5 * LEASE_S)
+    assert set(worker.leases.held(worker.requests)) == held
+    assert not worker.lane.alone
+    data.unlink()
+    gone.rename(data)
+    assert [ticket.wait(60) for ticket in tickets] == [1, 1]
+    assert sorted(rows(tmp_path / "db", "docs")) == ["a", "b0", "b1"]
+    data.rename(gone)
+    data.write_text("in the way")
+    monkeypatch.setattr(into, "PATIENCE_S", 0.0)
+    with pytest.raises(RequestFailed, match="nothing of this request was stored"):
+        client.submit_encode(str(tiny_encoder), ["five"], into=url, ids=["d"]).wait(60)
 
 
 @pytest.mark.parametrize(

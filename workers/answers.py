@@ -38,7 +38,7 @@ class Answers:
         """ttl_s: how long results are kept; interval_s: between two commits to a table."""
         self._broker, self._queue, self._leases, self._ttl_s, self._stopping = broker, requests, leases, ttl_s, stopping
         self._given: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
-        self._tables = Tables(self.tell, interval_s)
+        self._tables = Tables(self.tell, interval_s, leases.beat)
         self._thread = threading.Thread(target=self._answer_on, name="lading-answers", daemon=True)
 
     def start(self) -> None:

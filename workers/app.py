@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LAST_BATCH_S = 10.0  # that a batch may still take after everything was given back
 DEFECT = 70  # exit code of a process in which a thread failed on something that nobody foresaw (EX_SOFTWARE)
 
 
@@ -108,6 +110,8 @@ class Consume(bootsteps.StartStopStep):
         self._asked.wait()
         log.warning("%s: finishing what was begun; once more, and it is given back at once", worker.name)
         worker.stop(grace_s, self._hurry)
+        if worker.engine.running:
+            threading.Thread(target=_leave_what_hangs, args=(worker,), daemon=True).start()
 
 
 def _worker() -> tuple[Worker, float]:
@@ -138,6 +142,15 @@ def _give_up(why: str) -> None:
     """End a process whose device is stuck. Its shards are with others by now; what it was running counts as a death."""
     os.write(2, f"lading: {why}: the device hangs, so this process ends\n".encode())
     os._exit(DEFECT)
+
+
+def _leave_what_hangs(worker: Worker) -> None:
+    """Python waits for the device's thread before it ends a process: not for ever."""
+    batches = worker.engine.gauges.batches
+    time.sleep(LAST_BATCH_S)
+    if worker.engine.running and worker.engine.gauges.batches == batches:
+        os.write(2, f"lading: {worker.name}: its last batch does not end, so it is left\n".encode())
+        os._exit(0)
 
 
 def _end_at_once(failed: threading.ExceptHookArgs) -> None:

@@ -125,13 +125,20 @@ class Engine:
         when it is plain that a model takes no row.
         """
         self.gauges.streams, self.since, self.backlog = self.streams, time.perf_counter(), Backlog()
+        ahead: deque[Future[Batch] | ShardInFlight] = deque()
         with (
             Ahead("read", lambda: self._read(tasks), READ_AHEAD) as rows,
             Ahead("prepare", lambda: self._prepare(rows), PREPARED_AHEAD, self.bell) as prepared,
             ThreadPoolExecutor(self.streams, thread_name_prefix="lading-device") as device,
         ):
             try:
-                yield from self._loop(Windows(prepared, self.window, self.budget, self.stop), device)
+                yield from self._loop(Windows(prepared, self.window, self.budget, self.stop), device, ahead)
+            except StopJob:
+                # Requests were taken off their lane for what runs now, and have no part in why the shards stop.
+                for one in ahead:
+                    if isinstance(one, Future):
+                        self._answer(one.result())
+                raise
             finally:
                 rows.close()  # the chain is closed from its source on
                 device.shutdown(wait=False, cancel_futures=True)
@@ -215,9 +222,10 @@ class Engine:
 
     # -- the caller's thread
 
-    def _loop(self, windows: Windows, device: ThreadPoolExecutor) -> Iterator[ShardInFlight]:
+    def _loop(
+        self, windows: Windows, device: ThreadPoolExecutor, ahead: deque[Future[Batch] | ShardInFlight]
+    ) -> Iterator[ShardInFlight]:
         """Hand out what has ended, form the next batch, let it run; wait when none of it can be done."""
-        ahead: deque[Future[Batch] | ShardInFlight] = deque()
         window: Window | None = Window.none()
         while True:
             self.bell.clear()
@@ -272,9 +280,8 @@ class Engine:
             self.on_batch()
 
     def _hand_out(self, batch: Batch) -> None:
+        self._answer(batch)
         self._check_hopeless(batch)
-        with self.gauges.hand_out:
-            _share_out(batch.outcomes)
         offered = max(batch.cost, self.budget)
         self.gauges.count(batch.clock, batch.cost, offered)
         of_shards = 0.0
@@ -288,9 +295,15 @@ class Engine:
                 part.shard.tokens += tokens
                 part.shard.seconds["run"] += batch.clock.wall * share
                 part.shard.offered += offered * share
-            elif not part.missing:
-                self.requests.completed(part)
         self.shares.count(batch.clock.wall, of_shards)
+
+    def _answer(self, batch: Batch) -> None:
+        """Give every item its result, and every request that is complete by it back to its lane."""
+        with self.gauges.hand_out:
+            _share_out(batch.outcomes)
+        for part, _ in batch.chosen:
+            if not isinstance(part, Part) and not part.missing:
+                self.requests.completed(part)
 
     def _check_hopeless(self, batch: Batch) -> None:
         """Raises StopJob when it is plain that no row of a shard will succeed, before the whole corpus is rejected."""

@@ -20,7 +20,7 @@ from .assignments import Desk, OpenJob
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # before a fold that failed is tried again, doubled each time
-SPARING = 10  # times as long as a fold took nobody folds that job again: what a fold costs grows with the job
+SPARING = 10  # times as long as a fold took this worker leaves that job alone: what a fold costs grows with the job
 
 
 @dataclasses.dataclass(slots=True)
@@ -48,7 +48,7 @@ class Folds:
         self._lock = threading.Lock()
         self._waiting: dict[str, OpenJob] = {}  # of which this process published shards since its last fold
         self._faults: dict[str, _Fault] = {}
-        self._took: dict[str, float] = {}  # seconds of a job's last fold here
+        self._next: dict[str, float] = {}  # when a job may be folded again here
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._fold_on, name="lading-fold", daemon=True)
 
@@ -70,7 +70,8 @@ class Folds:
             now = time.monotonic()
             for opened in self._take():
                 fault = self._faults.get(opened.job.id)
-                if (fault is not None and now < fault.until) or not self._turn(opened):
+                early = now < max(self._next.get(opened.job.id, 0.0), fault.until if fault else 0.0)
+                if early or not self._turn(opened):
                     self._give_back(opened)
                 else:
                     self._fold(opened)
@@ -95,11 +96,12 @@ class Folds:
             self._fail(job, str(error))
             return
         self._faults.pop(job, None)
-        self._took[job] = time.monotonic() - began
+        now = time.monotonic()
+        self._next[job] = now + min(SPARING * (now - began), LONGEST_PAUSE_S)
         self._beat()
         if standing.state != "running":
             self._desk.close(job)
-            del self._took[job]
+            del self._next[job]
 
     def _fail(self, job: str, why: str) -> None:
         """Say it once, and try again ever more rarely."""
@@ -111,8 +113,7 @@ class Folds:
 
     def _turn(self, opened: OpenJob) -> bool:
         """Whether nobody else folds into this output for the moment. Whoever does takes ours too; if it dies, the next turn is ours."""
-        spared_s = min(SPARING * self._took.get(opened.job.id, 0.0), LONGEST_PAUSE_S)
         try:
-            return self._broker.turn(f"lading.folding:{opened.job.sink.output.data}", max(self._interval_s, spared_s))
+            return self._broker.turn(f"lading.folding:{opened.job.sink.output.data}", self._interval_s)
         except BrokerError:
             return True  # without the broker nobody knows, and folding at the same time is merely slower

@@ -24,17 +24,23 @@ Told = tuple[Asked, Result]
 Entry = tuple[Group, Member, upsert.Rows, list[wire.ItemError]]
 
 AGAIN_S = 2.0  # until a commit that the store did not take is tried again
-MOST_BEHIND = 256  # groups and requests that may wait for their tables before no more is taken off the queue
+PATIENCE_S = 300.0  # that requests wait for a table whose store fails, then they are told
+MOST_BEHIND = 256  # groups that may wait to be committed before no more is taken off the queue
+MOST_LEFT = 256  # requests that may wait for one table whose store fails; further ones are told at once
 
 
 class Tables:
     """One thread, which commits; `tell` answers and acknowledges."""
 
-    def __init__(self, tell: Callable[[Sequence[Told]], None], interval_s: float) -> None:
-        self._tell, self._interval_s = tell, interval_s
+    def __init__(
+        self, tell: Callable[[Sequence[Told]], None], interval_s: float, beat: Callable[[], None] = lambda: None
+    ) -> None:
+        """`beat` is told that those who wait are looked after: their leases are to be kept."""
+        self._tell, self._interval_s, self._beat = tell, interval_s, beat
         self._given: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
         # Of tables whose store failed; their leases are kept, so that nobody does them again.
         self._left: list[Entry] = []
+        self._failing: dict[str, float] = {}  # since when a table's store fails
         self._thread = threading.Thread(target=self._commit_on, name="lading-into", daemon=True)
 
     def start(self) -> None:
@@ -51,7 +57,7 @@ class Tables:
     @property
     def behind(self) -> bool:
         """Whether so much waits that no more should be begun."""
-        return self._given.qsize() + len(self._left) > MOST_BEHIND
+        return self._given.qsize() > MOST_BEHIND
 
     def end(self, timeout_s: float) -> None:
         """Commit what was given, then end."""
@@ -62,6 +68,8 @@ class Tables:
         ended = False
         while not ended:
             groups, ended = self._gather()
+            if self._left:
+                self._beat()
             self._left = self._commit([*self._left, *(entry for group in groups for entry in _entries(group))])
 
     def _gather(self) -> tuple[list[Group], bool]:
@@ -91,13 +99,14 @@ class Tables:
                 done = upsert.upsert(url, group.recipe, group.model, rows, counted=counted)
             except StopJob as error:
                 log.error("%d requests wait for their table: %s", len(entries), error)
-                left += entries
+                left += self._to_try_again(url, entries, str(error))
                 continue
             except Exception as error:
                 if not isinstance(error, LadingError):
                     log.exception("%s", url)  # a defect, but not one to die of: others' requests are in this process
-                self._tell([(member.asked, Failure(type(error).__name__, str(error))) for _, member, _, _ in entries])
+                self._refuse(entries, type(error).__name__, str(error))
                 continue
+            self._failing.pop(url, None)
             log.info(
                 "%s: %d rows of %d requests in %.3f s, %d conflicts",
                 url,
@@ -110,6 +119,19 @@ class Tables:
                 [(member.asked, wire.stored(hash, len(rows.ids), errors)) for _, member, rows, errors in entries]
             )
         return left
+
+    def _to_try_again(self, url: str, entries: list[Entry], why: str) -> list[Entry]:
+        """Those that may wait for their table's store a while longer; the others are told why they do not."""
+        patient = time.monotonic() - self._failing.setdefault(url, time.monotonic()) < PATIENCE_S
+        keep = MOST_LEFT if patient else 0
+        self._refuse(
+            entries[keep:], StopJob.__name__, f"{why}; nothing of this request was stored, send it again later"
+        )
+        return entries[:keep]
+
+    def _refuse(self, entries: list[Entry], kind: str, why: str) -> None:
+        if entries:
+            self._tell([(member.asked, Failure(kind, why)) for _, member, _, _ in entries])
 
 
 def _entries(group: Group) -> list[Entry]:

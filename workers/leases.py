@@ -24,7 +24,6 @@ class Leases:
         self._lock = threading.Lock()
         self._held: dict[tuple[Queue, Lease], None] = {}
         self._beats = self._seen = 0
-        self.still = 0  # renewals in a row before which nothing had moved
         self._loading = 0
         self._pulling = threading.Lock()
         self._closed = False
@@ -46,6 +45,8 @@ class Leases:
             pulled = queue.pull(most, PULL_BYTES)
             with self._lock:
                 self._held.update(((queue, one), None) for one in pulled)
+            if pulled:
+                self.beat()  # the next renewal is theirs too
             return pulled
 
     def close(self) -> None:
@@ -78,12 +79,14 @@ class Leases:
         log.warning("%s: a message goes to the dead letters: %s", queue.name, reason)
         self._tell(queue, [lease], lambda leases: int(queue.bury(leases[0], reason)), "bury")
 
-    def renew(self, queues: Iterable[Queue]) -> None:
-        """To be called RENEWALS times within a lease: renews if anything moved since the last time. Raises BrokerError."""
-        moved, self._seen = self._beats != self._seen or self._loading > 0, self._beats
-        self.still = 0 if moved else self.still + 1
+    def renew(self, queues: Iterable[Queue]) -> bool:
+        """To be called RENEWALS times within a lease: renews if anything moved since the last time, and says whether. Raises BrokerError."""
+        beats = self._beats
+        moved = beats != self._seen or self._loading > 0
         for queue in queues if moved else ():
             queue.renew(self.held(queue))
+        self._seen = beats  # only now: after an error it is tried again, and has moved still
+        return moved
 
     def _tell(self, queue: Queue, leases: list[Lease], call: Callable[[list[Lease]], int], what: str) -> None:
         self.forget(queue, leases)

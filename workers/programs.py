@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from ..adapters import check_device
@@ -46,7 +47,7 @@ def scheduler() -> Program:
 
 def _worker(pool: str, number: int, device: str, verbose: bool) -> Program:
     kind, _, index = device.partition(":")
-    shown = {"CUDA_VISIBLE_DEVICES": index} if index else {}
+    shown = {"CUDA_VISIBLE_DEVICES": _of_those_given(int(index))} if index else {}
     level = "INFO" if verbose else "WARNING"
     # As `celery -A lading.workers.app worker`, which would look for `lading` in the working directory first.
     command = [
@@ -62,6 +63,12 @@ def _worker(pool: str, number: int, device: str, verbose: bool) -> Program:
     ]
     environment = {"LADING_POOL": pool, "LADING_DEVICE": kind, **shown}
     return Program(f"worker {pool} on {device}", command, environment)
+
+
+def _of_those_given(index: int) -> str:
+    """The device of this number among those that our own environment leaves us (a number, a UUID, a MIG instance)."""
+    given = [one.strip() for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one.strip()]
+    return given[index] if index < len(given) else str(index)
 
 
 def _devices(wanted: str, kind: str) -> list[str]:

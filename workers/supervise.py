@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # before a restart, doubled each time
 SETTLED_S = 60.0  # a process that lived so long has begun well: the next pause is the first again
+KILLED_S = 10.0  # for a killed process to be gone
 REFUSED = 2  # exit code of a process that will not start however often it is tried
 
 
@@ -65,6 +66,7 @@ def supervise(
     while any(child.process and child.process.poll() is None for child in children):
         if time.monotonic() > until:
             _kill(children, patience_s)
+            break
         if hurry.is_set() and not hurried:
             hurried = True
             _tell(children)
@@ -77,6 +79,8 @@ def supervise(
 def _code(child: _Child) -> int:
     """What came of it; one that our SIGTERM met before it had begun has ended well."""
     code = child.process.returncode if child.process else 0
+    if code is None:
+        return int(signal.SIGKILL)
     return 0 if code == -signal.SIGTERM else abs(code)
 
 
@@ -115,7 +119,12 @@ def _kill(children: Sequence[_Child], patience_s: float) -> None:
         if child.process and child.process.poll() is None:
             log.error("%s has not ended %.0f s after it was told to; killing it", child.program.name, patience_s)
             child.process.kill()
-            child.process.wait()
+    until = time.monotonic() + KILLED_S
+    for process in (child.process for child in children if child.process):
+        try:
+            process.wait(max(until - time.monotonic(), 0.0))
+        except subprocess.TimeoutExpired:  # in the kernel, in a driver say
+            log.error("process %d cannot be killed", process.pid)
 
 
 def _end_with_parent() -> None:

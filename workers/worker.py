@@ -117,6 +117,8 @@ class Worker:
         )
         self.folds = Folds(self.desk, registry, broker, settings.fold_interval_s, self.leases.beat)
         self._ended = threading.Event()  # nothing is held any more
+        self._kept = time.monotonic()  # when the broker last heard from here
+        self._stuck = 0  # renewals in a row at which a batch was running and nothing had moved
         self._work_thread = threading.Thread(target=self._work, name="lading-work", daemon=True)
         self._keep_thread = threading.Thread(target=self._keep, name="lading-leases", daemon=True)
         self._sweep_thread = threading.Thread(target=self._sweep, name="lading-sweep", daemon=True)
@@ -276,11 +278,16 @@ class Worker:
 
     def _keep_once(self) -> None:
         self.broker.alive(self.pool.name, self.name)
-        self.leases.renew((self.shards, self.requests))
-        for queue in (self.shards, self.requests):
-            queue.restore(self.settings.lease_s)
+        moved = self.leases.renew((self.shards, self.requests))
+        now = time.monotonic()
+        # After an outage, or frozen, others that live have not renewed theirs yet either.
+        if now - self._kept < self.settings.lease_s:
+            for queue in (self.shards, self.requests):
+                queue.restore(self.settings.lease_s)
+        self._kept = now
         # Counted in renewals and not on a clock, which goes on while a whole process is frozen.
-        if self.leases.still == HUNG_LEASES * RENEWALS and self.engine.running:
+        self._stuck = self._stuck + 1 if self.engine.running and not moved else 0
+        if self._stuck == HUNG_LEASES * RENEWALS:
             self._on_hang(f"a batch has not ended for {HUNG_LEASES * self.settings.lease_s:.0f} s")
 
     def _sweep(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 
 import numpy as np
@@ -124,4 +125,26 @@ def test_a_worker_that_hangs_loses_its_leases_and_ends(
     rig.until(lambda: pid not in {worker.child.pid for worker in rig.fleet.workers})
     assert f"a batch has not ended for {HUNG_LEASES * LEASE_S:.0f} s: the device hangs" in rig.fleet.said()
     rig.tell("a worker that hangs", rig.check_rows(spec, job, corpus, jobs.outcome(whole.sink.to), faults=1))
+    rig.check_quiet()
+
+
+def test_a_request_on_which_the_device_hangs_after_a_rest_ends_the_worker(
+    rigs: Rigs, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    """That nothing moved while nobody asked counts neither for nor against it; another worker answers."""
+    hung = tmp_path / "hung"
+    rig = rigs(workers=2, hangs="slow", hung=str(hung))
+    rig.fleet.endings |= {DEFECT}
+    first = rig.ask(tiny_encoder, "a quick one")
+    rig.until(lambda: rig.answer(first))
+    begun = time.monotonic()
+    rig.until(lambda: time.monotonic() - begun > (HUNG_LEASES + 1) * LEASE_S)
+    asked = rig.ask(tiny_encoder, "a slow one")
+    rig.until(lambda: rig.answer(asked))
+    assert rig.answer(asked)["status"] == "SUCCESS"
+    pid = int(hung.read_text())
+    rig.until(lambda: pid not in {worker.child.pid for worker in rig.fleet.workers})
+    assert "the device hangs" in rig.fleet.said()
+    assert rig.fleet.deaths.total() == 1
+    rig.tell("a request that hangs", Tally(faults=1))
     rig.check_quiet()

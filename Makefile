@@ -38,6 +38,7 @@ chaos: $(VENV)/.test
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/encode.py --quick $(ARGS)
+	$(BIN)/python benchmarks/families.py --quick $(ARGS)
 	$(BIN)/python benchmarks/flow.py --quick $(ARGS)
 	$(BIN)/python benchmarks/retrieval.py --quick $(ARGS)
 	$(BIN)/python benchmarks/queueing.py --quick --model tiny $(ARGS)

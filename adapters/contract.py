@@ -21,8 +21,13 @@ class Prepared:
     costs: np.ndarray  # int64 (items,): what the item takes of a batch's budget, in the adapter's unit
     features: dict[str, Any]
     bad: dict[int, tuple[str, str]]  # row -> (reject code, detail): these rows have no item
-    truncated: int  # rows that were cut to fit
+    cut: np.ndarray  # bool (items,): whether the item lost tokens to the limit
     extra: pa.RecordBatch | None = None  # one row per item: further output columns known now (chunk, start, end, text)
+
+    @property
+    def truncated(self) -> int:
+        """Rows that were cut to fit."""
+        return len(np.unique(self.rows[self.cut]))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ class CrossEncoder:
         self.recipe = recipe
         self.fields = result_fields(recipe)
         self.tokenizer = TextTokenizer(folder, recipe)
+        self.tokenizer.check_pairs(folder)
         auto_class = transformers.AutoModelForSequenceClassification
         self.packed = PackedModel(recipe, folder, auto_class, device=device, threads=threads)
         labels = self.packed.model.config.num_labels

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,20 @@ from .contract import Prepared
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Ending:
+    """A text that lost its beginning, with the fields of an Encoding that are read here."""
+
+    ids: list[int]
+    type_ids: list[int]
+    offsets: list[tuple[int, int]]
+    special_tokens_mask: list[int]
+    overflowing: list[list[int]]  # ids that were cut off, as far as they were looked at
+
+
+Tokenised = Encoding | Ending
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Ragged:
     """The tokens of some items, end to end: item i has tokens `offsets[i]:offsets[i + 1]`."""
 
@@ -32,7 +47,7 @@ class Ragged:
     types: np.ndarray | None = None  # int32 (tokens,): 0 for the first text of a pair, 1 for the second
 
     @classmethod
-    def of(cls, encodings: Sequence[Encoding], *, types: bool = False) -> Ragged:
+    def of(cls, encodings: Sequence[Tokenised], *, types: bool = False) -> Ragged:
         ids = [encoding.ids for encoding in encodings]
         offsets = np.zeros(len(ids) + 1, np.int64)
         np.cumsum(np.fromiter(map(len, ids), np.int64, len(ids)), out=offsets[1:])
@@ -76,6 +91,7 @@ def concatenate(parts: Sequence[Ragged]) -> Ragged:
 # A beginning of so many characters a token holds the limit several times over in any language (English has 4-5 a token).
 CHARACTERS_A_TOKEN = 32
 MARGIN_TOKENS = 64
+BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
 
 
 def _beginning(text: str, max_tokens: int) -> str:
@@ -85,6 +101,17 @@ def _beginning(text: str, max_tokens: int) -> str:
     return text if place < 0 else text[:place]
 
 
+def _ending(text: str, max_tokens: int) -> str:
+    """The same from the end: a space between two words, and what comes after it.
+
+    Not a space of several: how they are grouped to tokens depends on where they begin, however many there are.
+    """
+    limit = max_tokens * CHARACTERS_A_TOKEN
+    place = BETWEEN_WORDS.search(text, len(text) - limit, len(text) - limit // 2) if len(text) > 2 * limit else None
+    return text[place.start() :] if place else text
+
+
+SAMPLE = "a"  # shows which special tokens stand before a text
 NO_TOKENS = ("empty-text", "the tokenizer finds no token in the text")
 
 
@@ -108,12 +135,23 @@ class TextTokenizer:
         self._mark(path, recipe)
         self._special = recipe.architecture not in ("static", "idf")  # a table has no row for what begins a text
         self._cut = Tokenizer.from_str(self._whole.to_str())
-        self._cut.enable_truncation(recipe.max_tokens)  # longest first, as the reference does
+        # Longest first, as the reference does.
+        self._cut.enable_truncation(recipe.max_tokens, direction=recipe.truncation_side)
         self.recipe = recipe
+        if recipe.truncation_side == "left" and recipe.task == "score" and recipe.prompt:
+            raise ModelError("truncation_side: left would cut the prompt of a pair off; use right")
         self.prompt_tokens = self._count_prompt(recipe.prompt)
-        self.overhead = len(
-            self._whole.encode(self._shape(recipe.prompt), add_special_tokens=self._special).ids
-        )  # prompt and special tokens
+        self._head = self._whole.encode(self._shape(recipe.prompt or SAMPLE), add_special_tokens=self._special)
+        marks = self._head.special_tokens_mask
+        self._head_tokens = self.prompt_tokens or next((n for n, mark in enumerate(marks) if not mark), 0)
+        self._check_special(path, self._head)
+        if recipe.pooling == "cls" and not marks[:1] == [1]:
+            raise ModelError(
+                f"{path} puts no special token (CLS) before a text, and the vector of this model (pooling cls) is that token's; "
+                "save the tokenizer with one, or the model with another pooling"
+            )
+        # prompt and special tokens
+        self.overhead = len(self._whole.encode(self._shape(recipe.prompt), add_special_tokens=self._special).ids)
         limit = (recipe.chunk_tokens if recipe.long_text == "chunk" else 0) or recipe.max_tokens
         pair = self._whole.num_special_tokens_to_add(True) + 1 if recipe.task == "score" else 0
         if limit <= max(self.overhead, pair):
@@ -153,6 +191,26 @@ class TextTokenizer:
                 "the files do not belong together; fetch the model again"
             )
 
+    def check_pairs(self, folder: Path) -> None:
+        """Raises ModelError where nothing would tell the two texts of a pair apart: for models that read both as one."""
+        path, pair = folder / "tokenizer.json", self._whole.encode(SAMPLE, SAMPLE)
+        self._check_special(path, pair)
+        if not any(pair.special_tokens_mask[1:-1]):
+            raise ModelError(
+                f"{path} puts no special token (SEP) between the texts of a pair; save the tokenizer with the template of its model"
+            )
+
+    def _check_special(self, path: Path, encoding: Encoding) -> None:
+        """Raises ModelError if the tokenizer adds special tokens that its vocabulary does not have."""
+        for id, token, mark in zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, strict=True):
+            if mark and self._whole.id_to_token(id) != token:
+                known = self._whole.token_to_id(token)
+                raise ModelError(
+                    f"{path}: its template adds {token!r} as number {id}, which in its vocabulary is "
+                    f"{self._whole.id_to_token(id)!r} ({token!r} is {'missing' if known is None else f'number {known}'}); save the "
+                    "tokenizer again as transformers saves it"
+                )
+
     def _count_prompt(self, prompt: str) -> int:
         """Tokens that a prompt puts before a text, a leading special token included (as sentence-transformers counts)."""
         if not prompt:
@@ -176,20 +234,52 @@ class TextTokenizer:
         """The text as the tokenizer sees it: prompt before it, lower-cased if the checkpoint wants that."""
         return self._shape(self.recipe.prompt + text)
 
-    def encode(self, texts: Sequence[str] | Sequence[tuple[str, str]], *, cut: bool) -> list[Encoding]:
-        """Encodings with special tokens, truncated to the recipe's max_tokens if `cut`.
+    def encode(self, texts: Sequence[str] | Sequence[tuple[str, str]], *, cut: bool) -> Sequence[Tokenised]:
+        """Encodings with special tokens, truncated to the recipe's max_tokens if `cut`; single texts begin with the prompt.
 
-        Of single texts far above the limit only the beginning is looked at, where that gives the same tokens: the rest of
-        a book takes seconds to tokenise, and the device would wait for it.
+        Of single texts far above the limit only the beginning (or ending) is looked at, where that gives the same tokens: the
+        rest of a book takes seconds to tokenise, and the device would wait for it.
         """
         if not cut:
             return self._whole.encode_batch(texts, add_special_tokens=self._special)
+        if self.recipe.truncation_side == "left" and all(isinstance(text, str) for text in texts):
+            return self._endings([text for text in texts if isinstance(text, str)])
         given = [_beginning(text, self.recipe.max_tokens) if isinstance(text, str) else text for text in texts]
         found = self._cut.encode_batch(given, add_special_tokens=self._special)
         for place, (text, part) in enumerate(zip(texts, given, strict=True)):
             if len(part) < len(text) and not self._reaches_past_the_limit(found[place]):
                 found[place] = self._cut.encode(text, add_special_tokens=self._special)
         return found
+
+    def _endings(self, texts: list[str]) -> list[Tokenised]:
+        """Texts that lose their first tokens: special tokens stay, and so does the prompt, as it is tokenised alone."""
+        given = [_ending(text, self.recipe.max_tokens) for text in texts]
+        found: list[Tokenised] = []
+        for text, part, whole in zip(
+            texts, given, self._whole.encode_batch(given, add_special_tokens=self._special), strict=True
+        ):
+            excess = len(whole.ids) - self.recipe.max_tokens
+            if len(part) < len(text) and excess < MARGIN_TOKENS:
+                part, whole = text, self._whole.encode(text, add_special_tokens=self._special)
+                excess = len(whole.ids) - self.recipe.max_tokens
+            found.append(self._ending_of(whole, len(text) - len(part)) if excess > 0 else whole)
+        return found
+
+    def _ending_of(self, whole: Encoding, shift: int) -> Ending:
+        """The last tokens of an encoding above the limit, which begins `shift` characters into its text."""
+        head, kept = self._head, self._head_tokens
+        first = len(whole.ids) - (self.recipe.max_tokens - kept)
+        moved = [
+            (0, 0) if mask else (start + shift, end + shift)
+            for (start, end), mask in zip(whole.offsets[first:], whole.special_tokens_mask[first:], strict=True)
+        ]
+        return Ending(
+            head.ids[:kept] + whole.ids[first:],
+            head.type_ids[:kept] + whole.type_ids[first:],
+            head.offsets[:kept] + moved,
+            head.special_tokens_mask[:kept] + whole.special_tokens_mask[first:],
+            [whole.ids[kept:first]],
+        )
 
     def _reaches_past_the_limit(self, encoding: Encoding) -> bool:
         """Whether the tokens that were cut off are enough for none of those kept to have seen where the text was cut."""
@@ -205,13 +295,13 @@ class TextTokenizer:
 class Encoded:
     """What became of the texts of a batch: kept encodings with their rows, and the refused rows."""
 
-    encodings: list[Encoding]
+    encodings: Sequence[Tokenised]
     rows: np.ndarray  # int32 (encodings,)
     bad: dict[int, tuple[str, str]]
-    truncated: int
 
     def prepared(self, ragged: Ragged, **features: object) -> Prepared:
-        return Prepared(self.rows, ragged.lengths, {"ragged": ragged, **features}, self.bad, self.truncated)
+        cut = np.fromiter((bool(encoding.overflowing) for encoding in self.encodings), bool, len(self.encodings))
+        return Prepared(self.rows, ragged.lengths, {"ragged": ragged, **features}, self.bad, cut)
 
 
 def encode_rows(tokenizer: TextTokenizer, columns: Sequence[pa.Array]) -> Encoded:
@@ -228,13 +318,13 @@ def encode_rows(tokenizer: TextTokenizer, columns: Sequence[pa.Array]) -> Encode
         rows = [row for row, encoding in zip(rows, encodings, strict=True) if encoding.ids]
         encodings = [encoding for encoding in encodings if encoding.ids]
     if not reject:
-        return Encoded(encodings, np.array(rows, np.int32), bad, sum(1 for e in encodings if e.overflowing))
+        return Encoded(encodings, np.array(rows, np.int32), bad)
     limit = tokenizer.recipe.max_tokens
     kept = [n for n, encoding in enumerate(encodings) if len(encoding.ids) <= limit]
     for n, encoding in enumerate(encodings):
         if len(encoding.ids) > limit:
             bad[rows[n]] = ("too-long", f"{len(encoding.ids)} tokens, the limit is {limit}")
-    return Encoded([encodings[n] for n in kept], np.array([rows[n] for n in kept], np.int32), bad, 0)
+    return Encoded([encodings[n] for n in kept], np.array([rows[n] for n in kept], np.int32), bad)
 
 
 def encode_chunks(tokenizer: TextTokenizer, texts: pa.Array) -> Prepared:
@@ -244,37 +334,37 @@ def encode_chunks(tokenizer: TextTokenizer, texts: pa.Array) -> Prepared:
     rows, kept, bad = sound_rows([texts])
     trimmed = [text.strip() for (text,) in kept]
     wholes = tokenizer.encode([tokenizer.shape(text) for text in trimmed], cut=False)
-    encodings: list[Encoding] = []
+    encodings: list[Tokenised] = []
     owners: list[int] = []
     columns: dict[str, list[Any]] = {"chunk": [], "start": [], "end": [], "text": []}
-    truncated = 0
+    cut: list[bool] = []
     for row, (text,), inner, whole in zip(rows, kept, trimmed, wholes, strict=True):
         if not whole.ids:
             bad[row] = NO_TOKENS
             continue
         if len(whole.ids) <= limit:
             before = len(text) - len(text.lstrip())
-            spans = {(before, before + len(inner)): whole}
+            spans: dict[tuple[int, int], Tokenised] = {(before, before + len(inner)): whole}
         else:
             spans = _chunk(tokenizer, text, limit)
         too_long = [span for span, encoding in spans.items() if len(encoding.ids) > recipe.max_tokens]
         for span in too_long:  # a single character of more tokens than the model takes
             spans[span] = tokenizer.encode([tokenizer.shape(text[slice(*span)])], cut=True)[0]
-        truncated += bool(too_long)
         for number, ((start, end), encoding) in enumerate(spans.items()):
             encodings.append(encoding)
             owners.append(row)
+            cut.append((start, end) in too_long)
             for name, value in zip(columns, (number, start, end, text[start:end]), strict=True):
                 columns[name].append(value)
     ragged = Ragged.of(encodings)
     schema = pa.schema(chunk_fields("text"))
     extra = pa.RecordBatch.from_arrays([pa.array(columns[f.name], f.type) for f in schema], schema=schema)
-    return Prepared(np.array(owners, np.int32), ragged.lengths, {"ragged": ragged}, bad, truncated, extra)
+    return Prepared(np.array(owners, np.int32), ragged.lengths, {"ragged": ragged}, bad, np.array(cut, bool), extra)
 
 
-def _chunk(tokenizer: TextTokenizer, text: str, limit: int) -> dict[tuple[int, int], Encoding]:
+def _chunk(tokenizer: TextTokenizer, text: str, limit: int) -> dict[tuple[int, int], Tokenised]:
     """Chunks of one text that does not fit: their characters and encodings, in order."""
-    made: dict[tuple[int, int], Encoding] = {}
+    made: dict[tuple[int, int], Tokenised] = {}
 
     def excess(start: int, end: int) -> int:
         made[start, end] = tokenizer.encode([tokenizer.shape(text[start:end])], cut=False)[0]

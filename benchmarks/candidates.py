@@ -5,8 +5,11 @@ Every candidate is given the same texts, the same 512 tokens and the same thread
 
 from __future__ import annotations
 
+import logging
+import os
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -65,8 +68,11 @@ def lading(folder: Path, texts: list[str], precision: str, budget: int, threads:
     return adapter.kernel, run
 
 
-def sentence_transformers(folder: Path, texts: list[str], dtype: str, batch: int, threads: int) -> Candidate:
-    """`encode` as its users call it: it sorts by length and pads each batch; torch splits each product among the threads."""
+def sentence_transformers(
+    folder: Path, texts: list[str], dtype: str, batch: int, threads: int, *, unit: bool = True
+) -> Candidate:
+    """`encode` as its users call it: it sorts by length and pads each batch; torch splits each product among the threads.
+    `unit`: vectors of unit length, whatever the model's own are."""
     import torch
     from sentence_transformers import SentenceTransformer
 
@@ -76,7 +82,7 @@ def sentence_transformers(folder: Path, texts: list[str], dtype: str, batch: int
     def run() -> np.ndarray:
         torch.set_num_threads(threads)  # Lading, in the same process, leaves torch one a stream
         try:
-            vectors = model.encode(texts, batch_size=batch, normalize_embeddings=True, show_progress_bar=False)
+            vectors = model.encode(texts, batch_size=batch, normalize_embeddings=unit, show_progress_bar=False)
         finally:
             torch.set_num_threads(1)
         return np.asarray(vectors, np.float32)
@@ -162,3 +168,14 @@ def measure(candidates: dict[str, Candidate], rounds: int) -> dict[str, tuple[fl
         name: (statistics.median(wall for wall, _ in times), statistics.median(cpu for _, cpu in times), vectors[name])
         for name, times in taken.items()
     }
+
+
+def hush() -> None:
+    """Progress bars and warnings of the libraries measured."""
+    os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", TRANSFORMERS_VERBOSITY="error")
+    warnings.filterwarnings("ignore")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    np.seterr(all="ignore")

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import logging
 import os
 import resource
 import statistics
@@ -24,12 +23,9 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -304,7 +300,7 @@ def main() -> None:
     # Before the libraries that read them are loaded; children inherit them.
     threads = {name: str(wanted.threads) for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "MKL_NUM_THREADS")}
     os.environ.update(threads, TOKENIZERS_PARALLELISM="false" if wanted.threads == 1 else "true")
-    _hush()
+    candidates.hush()
     model = wanted.model or candidates.minilm()
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     sizes = gemm.Sizes(config["num_hidden_layers"], config["hidden_size"], config["intermediate_size"])
@@ -318,17 +314,6 @@ def main() -> None:
     if "job" in parts:
         with tempfile.TemporaryDirectory() as folder:
             job(bench, wanted.minutes, wanted.job_rounds, Path(folder))
-
-
-def _hush() -> None:
-    """Progress bars and warnings of the libraries measured."""
-    os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", TRANSFORMERS_VERBOSITY="error")
-    warnings.filterwarnings("ignore")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    import transformers
-
-    transformers.logging.disable_progress_bar()
-    np.seterr(all="ignore")
 
 
 if __name__ == "__main__":

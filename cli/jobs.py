@@ -30,8 +30,10 @@ ENDING = (*opt.RUN, *DRY_RUN, *SUBMIT, *opt.QUEUE, *opt.JSON, *opt.QUIET)
     opt.text(of="Column to embed.", default="text"),
     opt.MODEL,
     opt.ENCODE,
+    opt.INSTRUCTION,
     opt.VECTOR,
     opt.CHUNKS,
+    opt.COUNTS,
     opt.SINK,
     opt.LIMIT,
     ENDING,
@@ -47,7 +49,9 @@ def encode(**given: Any) -> int:
     opt.text(of="One column of the pair; give it twice: query, then document."),
     opt.MODEL,
     opt.ACTIVATION,
+    opt.INSTRUCTION,
     opt.LONG_TEXT,
+    opt.COUNTS,
     opt.SINK,
     opt.LIMIT,
     ENDING,
@@ -59,7 +63,14 @@ def score(**given: Any) -> int:
 
 @click.command()
 @opt.options(
-    opt.SOURCE, opt.text(of="Column to read.", default="text"), opt.MODEL, opt.LONG_TEXT, opt.SINK, opt.LIMIT, ENDING
+    opt.SOURCE,
+    opt.text(of="Column to read.", default="text"),
+    opt.MODEL,
+    opt.LONG_TEXT,
+    opt.COUNTS,
+    opt.SINK,
+    opt.LIMIT,
+    ENDING,
 )
 def extract(**given: Any) -> int:
     """Find entities with a token classifier.

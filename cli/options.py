@@ -107,6 +107,12 @@ ENCODE: tuple[Decorator, ...] = (
     ),
 )
 
+INSTRUCTION: tuple[Decorator, ...] = (
+    click.option(
+        "--instruction", metavar="TEXT", help="What the prompt says of the task.  [default: the checkpoint's own]"
+    ),
+)
+
 ACTIVATION: tuple[Decorator, ...] = (
     click.option(
         "--activation", type=_choice("identity", "sigmoid"), help="Over the score.  [default: what the checkpoint says]"
@@ -114,19 +120,35 @@ ACTIVATION: tuple[Decorator, ...] = (
 )
 
 
-def _long_text(*choices: str) -> Decorator:
-    return click.option("--long-text", type=_choice(*choices), help="What to do with long texts.  [default: truncate]")
+def _long_text(*choices: str) -> tuple[Decorator, ...]:
+    return (
+        click.option("--long-text", type=_choice(*choices), help="What to do with long texts.  [default: truncate]"),
+        click.option(
+            "--truncation-side",
+            type=_choice("right", "left"),
+            help="The end of a long text that is cut off.  [default: what the checkpoint says, else right]",
+        ),
+    )
 
 
-LONG_TEXT: tuple[Decorator, ...] = (_long_text("truncate", "reject"),)
+LONG_TEXT: tuple[Decorator, ...] = _long_text("truncate", "reject")
 CHUNKS: tuple[Decorator, ...] = (
-    _long_text("truncate", "chunk", "reject"),
+    *_long_text("truncate", "chunk", "reject"),
     click.option("--chunk-tokens", metavar="N", type=COUNT, help="Tokens per chunk.  [default: max-tokens]"),
     click.option(
         "--chunk-overlap",
         metavar="N",
         type=click.IntRange(min=0),
         help="Tokens that neighbouring chunks share.  [default: 0]",
+    ),
+)
+
+COUNTS: tuple[Decorator, ...] = (
+    click.option(
+        "--token-columns",
+        is_flag=True,
+        default=None,
+        help="Also store each row's number of tokens, and whether it was truncated.",
     ),
 )
 

@@ -152,15 +152,15 @@ def _failed_lines(failed: list[FailedShard]) -> list[str]:
 @click.argument("text")
 @click.option("--top", metavar="N", type=opt.COUNT, default=5, show_default=True, help="How many rows.")
 @click.option("--column", metavar="COL", default="", help="Which vectors, where there are several.")
-@opt.options(opt.DEVICE, opt.JSON)
-def query(output: str, text: str, top: int, column: str, device: str, as_json: bool) -> None:
+@opt.options(opt.INSTRUCTION, opt.DEVICE, opt.JSON)
+def query(output: str, text: str, top: int, column: str, instruction: str | None, device: str, as_json: bool) -> None:
     """Find the rows of OUTPUT nearest to TEXT.
 
     TEXT is embedded by the model that made the output, with its query prompt.
     """
     from ..workers.query import query as query_of
 
-    hits = query_of(output, text, top=top, column=column, device=device)
+    hits = query_of(output, text, top=top, column=column, device=device, instruction=instruction or "")
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(hit) for hit in hits], default=str))
         return

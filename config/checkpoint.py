@@ -89,6 +89,7 @@ def resolve_with_origins(checkpoint: Checkpoint, *, task: str, **wishes: Any) ->
     else:
         opened.note("lower_case", saved_in)
         limit = _max_tokens(opened, home, saved_in, wish.max_tokens)
+    side = _truncation_side(opened, home, wish)
     recipe = Recipe(
         task=task,
         content="",
@@ -97,6 +98,7 @@ def resolve_with_origins(checkpoint: Checkpoint, *, task: str, **wishes: Any) ->
         lower_case=bool(transformer.get("do_lower_case")),
         precision=wish.precision,
         long_text=wish.long_text,
+        truncation_side=side,
         chunk_overlap=wish.chunk_overlap,
     )
     if wish.precision == "float16" and recipe.architecture in _OVERFLOW_IN_FLOAT16:
@@ -132,6 +134,19 @@ def _content(folder: Path, modules: list[Module], heads: list[str]) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
+def _truncation_side(opened: Opened, home: Path, wish: Wishes) -> str:
+    """Which end of a text stays where it is cut; right, which is no part of a recipe, where none is."""
+    if wish.truncation_side == "left" and wish.long_text != "truncate":
+        raise ModelError(f"truncation_side: long_text {wish.long_text} cuts nothing off, only truncate does")
+    path = home / "tokenizer_config.json"
+    side = wish.truncation_side or text_at({"truncation_side": "right"} | read_json(path), "truncation_side", path)
+    if not wish.truncation_side:
+        opened.note("truncation_side", path.name)
+    if side not in ("right", "left"):
+        raise ModelError(f"truncation_side {side!r} of {opened.checkpoint.name} is neither right nor left")
+    return side if wish.long_text == "truncate" else "right"
+
+
 def _table_tokens(home: Path, kind: str, wanted: int) -> int:
     """A table has no limit of its own but what its tokenizer is set to; each kind is cut by another of its files."""
     if kind == "StaticEmbedding":
@@ -165,6 +180,11 @@ def _positions(folder: Path, config: dict[str, Any]) -> int | None:
         positions = None
     if positions is not None and config.get("model_type") in POSITIONS_AFTER_PADDING:
         pad = integer_at(config, ("pad_token_id",), folder / "config.json")
+        if pad is None and "pad_token_id" in config:
+            raise ModelError(
+                f"{folder / 'config.json'}: pad_token_id is null, and positions of this kind of model begin after it; write "
+                "the number of the tokenizer's pad token there"
+            )
         positions -= (1 if pad is None else pad) + 1
     return positions
 

@@ -60,6 +60,14 @@ def vector_field(name: str, dims: int, vector_type: str) -> pa.Field:
     return field.with_metadata({"lading.undo": undo.format(column=name)}) if undo else field
 
 
+def token_fields(column: str = "") -> list[pa.Field]:
+    """Further columns, where they are asked for: tokens that the model saw of the item (special ones and the prompt
+    included), and whether it lost tokens to the limit. Named after the result's column where that has a name of the user's.
+    """
+    before = f"{column}_" if column else ""
+    return [pa.field(f"{before}tokens", pa.int32()), pa.field(f"{before}truncated", pa.bool_())]
+
+
 def chunk_fields(text: str) -> list[pa.Field]:
     """Further columns of an output row that is a chunk: its number in the document, its character offsets, its text."""
     return [

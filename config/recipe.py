@@ -36,6 +36,7 @@ class Recipe:
     precision: str = "float32"  # what the model computes in: float32 | bfloat16 | float16
     vector_type: str = "float32"  # encode: what is stored: float32 | float16 | int8 | binary
     long_text: str = "truncate"  # truncate | chunk | reject
+    truncation_side: str = "right"  # truncate: which end of a long text is cut off, right | left
     chunk_tokens: int = 0  # chunk: tokens per chunk, special tokens included; 0 is max_tokens
     chunk_overlap: int = 0  # chunk: tokens shared by neighbours
     activation: str = ""  # score: identity | sigmoid

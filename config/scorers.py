@@ -19,6 +19,8 @@ def settle(recipe: Recipe, opened: Opened, wish: Wishes) -> Recipe:
     """`recipe` with what `score` adds. Raises ModelError: a model of another kind, or one of several labels."""
     check_head(opened, "score")
     _check_one_label(opened)
+    if wish.instruction:
+        raise ModelError(f"{opened.checkpoint.name}: the pairs of this reranker have no place for an instruction")
     if wish.activation:
         opened.note("activation", OPTION)
     return dataclasses.replace(recipe, activation=wish.activation or _activation(opened))

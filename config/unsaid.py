@@ -5,10 +5,19 @@ The order is that of config/origins.py, and each decision notes there where it c
 
 from __future__ import annotations
 
+import re
+
 from .errors import ModelError, nearest
 from .hub import SENTENCE_TRANSFORMERS, prompt_named
 from .origins import DEFAULT, OPTION
 from .wishes import Opened, Wishes
+
+_SLOT = re.compile(r"\{(?:instruction|task)\}")
+# How instruct embedders write a query's prompt, with a default in the instruction's place: (before, after).
+_FORMS = (
+    re.compile(r"(Instruct: ).*(\nQuery: ?)", re.DOTALL),  # E5, Qwen3 Embedding and many after them
+    re.compile(r"(task: ).*( \| query: ?)", re.DOTALL),  # EmbeddingGemma
+)
 
 
 def pooling_of(opened: Opened, wish: Wishes, saved: str) -> str:
@@ -51,22 +60,41 @@ def normalize_of(opened: Opened, wish: Wishes) -> bool:
 
 
 def prompt_of(opened: Opened, wish: Wishes) -> str:
-    """The checkpoint's own prompts, where it has any, are all there are; else those of the catalogue."""
+    """The checkpoint's own prompts, where it has any, are all there are; else those of the catalogue. With the instruction in its place."""
     if wish.prompt_text or wish.prompt == "none":
         opened.note("prompt", OPTION)
-        return wish.prompt_text
+        return instructed(wish.prompt_text, wish.instruction, opened.checkpoint.name)
     known = opened.known
     if known is None or not known.prompts or opened.checkpoint.prompts:
         text = prompt_named(opened.folder, wish.prompt)
-        opened.note("prompt", SENTENCE_TRANSFORMERS if opened.checkpoint.prompts else DEFAULT)
-        return text
+        said = SENTENCE_TRANSFORMERS if opened.checkpoint.prompts else DEFAULT
+        opened.note("prompt", OPTION if wish.instruction else said)
+        return instructed(text, wish.instruction, opened.checkpoint.name)
     if wish.prompt not in known.prompts and wish.prompt not in ("document", "query"):
         hint = nearest(wish.prompt, {*known.prompts, "document", "query", "none"})
         raise ModelError(
             f"{known.name}: {known.origin('prompts')} has no prompt {wish.prompt!r}{hint} (or give a text: prompt_text)"
         )
-    opened.note("prompt", known.origin("prompts"))
-    return known.texts.get(wish.prompt, "")
+    opened.note("prompt", OPTION if wish.instruction else known.origin("prompts"))
+    text = known.prompts.get(wish.prompt, "")
+    return instructed(text, wish.instruction, known.name) if wish.instruction else known.texts.get(wish.prompt, "")
+
+
+def instructed(prompt: str, instruction: str, model: str) -> str:
+    """The prompt with the instruction in its place: a slot, or what stands there in one of the usual forms. Raises ModelError."""
+    if _SLOT.search(prompt):
+        if not instruction:
+            raise ModelError(f"{model}: the prompt {prompt!r} has a slot and needs an instruction")
+        return _SLOT.sub(lambda _: instruction, prompt)
+    if not instruction:
+        return prompt
+    for form in _FORMS:
+        if found := form.fullmatch(prompt):
+            return found[1] + instruction + found[2]
+    raise ModelError(
+        f"{model}: the prompt {prompt!r} has no place for an instruction; choose another one (query, say), or give a "
+        "prompt_text with {instruction} in it"
+    )
 
 
 def check_dims(opened: Opened, own_dims: int) -> None:

@@ -18,12 +18,14 @@ class Wishes:
     max_tokens: int = 0
     precision: str = "float32"
     long_text: str = "truncate"
+    truncation_side: str = ""
     chunk_tokens: int = 0
     chunk_overlap: int = 0
     dims: int = 0
     vector_type: str = "float32"
     prompt: str = "document"
     prompt_text: str = ""
+    instruction: str = ""
     activation: str = ""
     pooling: str = ""  # "" and None: what the checkpoint says
     normalize: bool | None = None

@@ -27,6 +27,8 @@ class Options(TypedDict, total=False):
     precision: str  # float32 | bfloat16 | float16
     known_as: str
     long_text: str  # truncate | reject
+    truncation_side: str  # right | left
+    token_columns: bool
 
 
 class EncodeOptions(Options, total=False):
@@ -34,6 +36,7 @@ class EncodeOptions(Options, total=False):
     vector_type: str  # float32 | float16 | int8 | binary
     prompt: str
     prompt_text: str
+    instruction: str
     pooling: str
     normalize: bool | None
     outputs: Sequence[str]  # dense, sparse, multi_vector; left out: what the model is made for
@@ -43,6 +46,7 @@ class EncodeOptions(Options, total=False):
 
 
 class ScoreOptions(Options, total=False):
+    instruction: str
     activation: str  # identity | sigmoid
 
 
@@ -76,6 +80,15 @@ class Embeddings:
     multi_vector: list[np.ndarray] | None  # float32 or float16 (tokens, dims) for each text
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Counted:
+    """A verb's result with `token_columns`."""
+
+    result: Any  # what the verb returns without
+    tokens: np.ndarray  # int32 (n,): tokens that the model saw, special ones and the prompt included; 0 where it failed
+    truncated: np.ndarray  # bool (n,): whether the input lost tokens to the limit
+
+
 Inputs = Sequence[str] | Sequence[tuple[str, str]]
 ItemErrors = list[wire.ItemError]
 
@@ -87,6 +100,7 @@ class Call:
     requests: list[Request]
     starts: list[int]
     outputs: tuple[str, ...] = ()  # of encode, as asked for
+    counted: bool = False  # option token_columns
 
     @property
     def count(self) -> int:
@@ -111,7 +125,7 @@ def plan(verb: str, model: str, inputs: object, options: Mapping[str, Any], into
         Request(verb, model, given[start:stop], asked, into, names[start:stop])
         for start, stop in itertools.pairwise(starts)
     ]
-    return Call(requests, starts, asked.outputs)
+    return Call(requests, starts, asked.outputs, asked.token_columns and not into)
 
 
 def _listed(values: object, what: str) -> list[Any]:
@@ -202,7 +216,12 @@ def merge(
             answers.append(answer)
     if failures and len(failures) == len(call.requests):
         raise RequestFailed(failures[0].message, failures[0].error)
-    return _merged(call, verb, answers, dims), errors
+    merged = _merged(call, verb, answers, dims)
+    if call.counted:
+        tokens = _joined(call, [answer and answer.tokens for answer in answers], np.zeros(0, np.int32))
+        truncated = _joined(call, [answer and answer.truncated for answer in answers], np.zeros(0, bool))
+        merged = Counted(merged, tokens, truncated)
+    return merged, errors
 
 
 def finished(merged: tuple[Any, ItemErrors], count: int, on_error: str) -> Any:
@@ -234,7 +253,9 @@ def _read(result: dict[str, Any], request: Request) -> wire.Answer | Failure:
         fits = answer.rows is not None
     else:
         values = [value for value in parts[request.verb] if value is not None]
-        fits = all(len(value) == count for value in values) if values else len(answer.errors) == count
+        values += [answer.tokens, answer.truncated] if request.options.token_columns else []
+        failed = len(answer.errors) == count
+        fits = all(failed if value is None else len(value) == count for value in values) if values else failed
     if not fits or not all(0 <= place < count for place, _, _ in answer.errors):
         return Failure("BadResult", f"a result that does not fit {counted(count, 'input')}")
     return answer

@@ -23,6 +23,7 @@ from ..schedulers.messages import request_message
 from ..schedulers.routing import route
 from .calls import (
     Call,
+    Counted,
     Embeddings,
     EncodeOptions,
     Inputs,
@@ -35,7 +36,7 @@ from .calls import (
     plan,
 )
 
-__all__ = ["AsyncClient", "AsyncTicket", "Client", "Embeddings", "SparseVector", "Ticket", "Vectors"]
+__all__ = ["AsyncClient", "AsyncTicket", "Client", "Counted", "Embeddings", "SparseVector", "Ticket", "Vectors"]
 
 OnError = Literal["raise", "return"]
 WhenFull = Literal["wait", "fail"]
@@ -66,7 +67,8 @@ class _Verbs(Generic[Answered, Ticketed]):
     Of all calls: `timeout_s` bounds all waiting, for a place in the queue, for the answer and for a broker that is
     away, and a worker drops what nobody awaits any more. A full queue is waited for, or fails with QueueFull, as
     `when_full` says. Inputs that fail raise InputsFailed, which names them and has the result of the others; with
-    `on_error="return"` a pair is returned, the result and a list of (index, code, detail). Further keywords are the
+    `on_error="return"` a pair is returned, the result and a list of (index, code, detail). With `token_columns=True` the result
+    is a `Counted`, which has the tokens of each input beside it. Further keywords are the
     options of a job's step, with the same defaults (docs/job-spec.md).
 
     Raises UsageError for what cannot be sent, RequestFailed in the worker's words, RequestTimeout, BrokerError.

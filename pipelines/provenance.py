@@ -11,7 +11,7 @@ from ..config.catalogue import of
 from ..config.checkpoint import Checkpoint
 from ..config.columns import output_columns
 from ..config.errors import SpecError
-from ..config.outputs import chunk_fields, result_fields
+from ..config.outputs import chunk_fields, result_fields, token_fields
 from ..config.recipe import Recipe
 from .spec import JobSpec, StepSpec
 
@@ -39,8 +39,13 @@ def entries(recipe: Recipe, entry: dict[str, Any], column: str = "") -> dict[str
     }
 
 
+def count_fields(spec: JobSpec) -> list[pa.Field]:
+    """Tokens and truncated, if the job asks for them: last in the output, and no part of the recipe, as no number changes."""
+    return token_fields(spec.steps[0].column) if spec.policy.token_columns else []
+
+
 def output_schema(spec: JobSpec, source: pa.Schema, recipe: Recipe) -> pa.Schema:
-    """id, carried columns, results; with chunks also doc_id, chunk, start, end. `source` has `id` and the carried columns."""
+    """id, carried columns, results; with chunks also doc_id, chunk, start, end; counts of tokens. `source` has `id` and the carried columns."""
     step = spec.steps[0]
     chunked = recipe.long_text == "chunk"
     fields = [pa.field("id", pa.string() if chunked else source.field("id").type, nullable=False)]
@@ -48,7 +53,7 @@ def output_schema(spec: JobSpec, source: pa.Schema, recipe: Recipe) -> pa.Schema
     if chunked:
         fields += [pa.field("doc_id", source.field("id").type), *(f for f in chunk.values() if f.name not in step.text)]
     fields += [chunk.get(name) or pa.field(name, source.field(name).type) for name in kept_columns(spec)]
-    schema = pa.schema(fields + result_fields(recipe, step.column))
+    schema = pa.schema(fields + result_fields(recipe, step.column) + count_fields(spec))
     for name in schema.names:
         if schema.names.count(name) > 1:
             raise SpecError(
@@ -90,7 +95,7 @@ def metadata(spec: JobSpec, recipe: Recipe, checkpoint: Checkpoint, schema: pa.S
 def plain_lancedb_agrees(step: StepSpec, recipe: Recipe, checkpoint: Checkpoint) -> bool:
     """Whether LanceDB's built-in sentence-transformers function gives the vectors of this recipe, for queries too.
 
-    It knows no prompts, no slicing and no other vector type, computes in float32, and reads the checkpoint's files alone:
+    It knows no prompts, no slicing, no other end to cut off and no other vector type, computes in float32, and reads the checkpoint's files alone:
     neither what was asked for nor what the catalogue adds to a folder without modules.json.
     """
     known = of(checkpoint, step.known_as)
@@ -106,6 +111,7 @@ def plain_lancedb_agrees(step: StepSpec, recipe: Recipe, checkpoint: Checkpoint)
         and not recipe.prompt
         and step.dims == 0
         and step.max_tokens == 0
+        and recipe.truncation_side == "right"
         and recipe.precision == "float32"
         and recipe.vector_type in ("float32", "float16")
     )

@@ -44,6 +44,7 @@ class StepSpec:
     top_k: int = 0  # sparse: the largest weights only; 0: all
     threshold: float = 0.0  # sparse: weights above this only
     token_pooling: int = 1  # multi_vector: tokens joined into one vector for so many
+    instruction: str = ""  # encode, score: put into the prompt's slot
     activation: str = ""  # score: identity | sigmoid; "" is: what the checkpoint says
     pooling: str = (
         ""  # encode: mean | cls | last | max | mean_sqrt_len | weighted_mean; "" is: what the checkpoint says
@@ -64,8 +65,10 @@ class PolicySpec:
         None  # stop the job above this many rejected rows; None is no limit; not part of the job's id
     )
     long_text: str = "truncate"  # truncate | chunk | reject
+    truncation_side: str = ""  # truncate: right | left, the end that is cut off; "" is: what the checkpoint says
     chunk_tokens: int = 0  # 0: max_tokens
     chunk_overlap: int = 0
+    token_columns: bool = False  # also store each row's number of tokens, and whether it was truncated
     shard_rows: int = 4096  # rows that are committed, retried and lost together
 
 
@@ -181,10 +184,17 @@ def _step(given: object, where: str, path: str) -> StepSpec:
     ((verb, keys),) = given.items()
     if verb not in VERBS:
         fail(where, f"{path}.{verb}", f"unknown verb{nearest(str(verb), VERBS)}")
-    foreign = {key: other for other, own in VERBS.items() for key in own - VERBS[verb]}
+    foreign: dict[str, str] = {}
+    for other, own in VERBS.items():
+        for key in own - VERBS[verb]:
+            foreign[key] = f"{foreign[key]} and {other}" if key in foreign else other
     for key in keys if isinstance(keys, dict) else ():
         if key in foreign:
-            fail(where, f"{path}.{verb}.{key}", f"only {foreign[key]} has this key")
+            fail(
+                where,
+                f"{path}.{verb}.{key}",
+                f"only {foreign[key]} {'have' if ' ' in foreign[key] else 'has'} this key",
+            )
     return _build(StepSpec, keys, where, f"{path}.{verb}", refused=frozenset(foreign), verb=verb)
 
 

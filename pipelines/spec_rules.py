@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..config.catalogue import POOLINGS
 from ..config.columns import OUTPUTS, named_columns
 from ..config.errors import SpecError, nearest
+from ..config.outputs import token_fields
 
 if TYPE_CHECKING:
     from .spec import JobSpec, SourceSpec, StepSpec
@@ -22,6 +23,7 @@ VERBS: dict[str, frozenset[str]] = {
             "vector_type",
             "prompt",
             "prompt_text",
+            "instruction",
             "pooling",
             "normalize",
             "outputs",
@@ -30,7 +32,7 @@ VERBS: dict[str, frozenset[str]] = {
             "token_pooling",
         }
     ),
-    "score": frozenset({"activation"}),
+    "score": frozenset({"activation", "instruction"}),
     "extract": frozenset(),
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -41,6 +43,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "pooling": POOLINGS,
     "on_existing": ("refuse", "append", "replace"),
     "long_text": ("truncate", "chunk", "reject"),
+    "truncation_side": ("right", "left"),
 }
 _NOT_EMPTY = frozenset({"paths", "model", "text", "to"})
 _AT_LEAST = {"shard_rows": 1, "token_pooling": 1, "priority": -math.inf}  # every other number may be 0
@@ -126,7 +129,7 @@ def _check_values(section: Any, where: str, path: str) -> None:
 def _check_step(step: StepSpec, where: str, path: str) -> None:
     for verb, own in VERBS.items():
         for field in dataclasses.fields(step):
-            if verb != step.verb and field.name in own and getattr(step, field.name) != field.default:
+            if field.name in own - VERBS[step.verb] and getattr(step, field.name) != field.default:
                 fail(where, f"{path}.{field.name}", f"only {verb} has this key")
     wanted = 2 if step.verb == "score" else 1
     if len(step.text) != wanted:
@@ -179,6 +182,8 @@ def _check_chunks(spec: JobSpec, where: str) -> None:
     policy, chunked = spec.policy, spec.policy.long_text == "chunk"
     if chunked and spec.steps[0].verb != "encode":
         fail(where, "policy.long_text", f"only encode can chunk, {spec.steps[0].verb} can truncate or reject")
+    if policy.truncation_side == "left" and policy.long_text != "truncate":
+        fail(where, "policy.truncation_side", "left needs long_text: truncate")
     for key in ("chunk_tokens", "chunk_overlap"):
         if getattr(policy, key) and not chunked:
             fail(where, f"policy.{key}", "needs long_text: chunk")
@@ -206,5 +211,13 @@ def _check_columns(spec: JobSpec, where: str, path: str) -> None:
     results = set(columns.values())
     if "dense" in columns and step.vector_type in ("int8", "binary"):
         results.add(f"{columns['dense']}_scale")
+    counts = {field.name for field in token_fields(step.column)} if spec.policy.token_columns else set[str]()
+    for name in sorted(counts & (own | results | set(kept) | {"id"})):
+        fail(
+            where,
+            "policy.token_columns",
+            f"its column {name!r} is also a column of the output: do not carry that one (source.keep), or name the "
+            f"result ({path}.column), which these columns are then named after",
+        )
     for name in sorted(results & (own | set(kept) | {"id"})):
         fail(where, f"{path}.column", f"the result's column {name!r} is also a column of the output: choose another")

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ..config.columns import output_columns
 from ..config.errors import OutputError
-from ..config.outputs import result_fields
+from ..config.outputs import result_fields, token_fields
 from ..config.recipe import Recipe
 from . import lance_commit
 from .failures import stopping
@@ -57,10 +57,13 @@ def check(url: str) -> None:
         )
 
 
-def upsert(url: str, recipe: Recipe, model: dict[str, Any], given: Sequence[Rows]) -> Committed:
+def upsert(
+    url: str, recipe: Recipe, model: dict[str, Any], given: Sequence[Rows], *, counted: bool = False
+) -> Committed:
     """Put the rows into the table, each in place of any with its id; of several with one id the last. The table is made if there is none.
 
-    `model`: what the schema's metadata says of the checkpoint (name, folder, origin, revision). Raises OutputError: the table's
+    `model`: what the schema's metadata says of the checkpoint (name, folder, origin, revision); `counted`: the results end with
+    the columns of `token_fields`. Raises OutputError: the table's
     column was made by another recipe, or has columns that cannot be left empty; StopJob: the store fails.
     """
     began = time.monotonic()
@@ -68,12 +71,12 @@ def upsert(url: str, recipe: Recipe, model: dict[str, Any], given: Sequence[Rows
     uri = output_paths(url).data
     table = lance_commit.open_table(uri)
     if table is None:
-        lance_commit.create_table(uri, _new_schema(recipe, model))
+        lance_commit.create_table(uri, _new_schema(recipe, model, _fields(recipe, counted)))
         table = lance_commit.open_table(uri)
         assert table is not None
     wanted = {RECIPES: json.dumps(entries(recipe, _entry(recipe, model, TEXTS[recipe.task])), sort_keys=True)}
     check_recipes(url, metadata_of(table.schema), wanted)
-    rows = _rows(url, table.schema, recipe, given)
+    rows = _rows(url, table.schema, recipe, given, _fields(recipe, counted))
     with stopping("write rows to", uri):
         written = lance.fragment.write_fragments(rows, table, schema=rows.schema, mode="append")
         assert isinstance(written, list)
@@ -93,34 +96,36 @@ def upsert(url: str, recipe: Recipe, model: dict[str, Any], given: Sequence[Rows
     return Committed(rows.num_rows, conflicts, time.monotonic() - began)
 
 
-def _new_schema(recipe: Recipe, model: dict[str, Any]) -> pa.Schema:
+def _fields(recipe: Recipe, counted: bool) -> list[pa.Field]:
+    return result_fields(recipe) + (token_fields() if counted else [])
+
+
+def _new_schema(recipe: Recipe, model: dict[str, Any], results: list[pa.Field]) -> pa.Schema:
     texts = TEXTS[recipe.task]
     fields = [pa.field("id", pa.string(), nullable=False), *(pa.field(name, pa.string()) for name in texts)]
     metadata = {
         RECIPES: json.dumps(entries(recipe, _entry(recipe, model, texts)), sort_keys=True),
         **Ledger(uuid.uuid4().hex, 0, {}).metadata(),
     }
-    return pa.schema([*fields, *result_fields(recipe)], metadata=metadata)
+    return pa.schema([*fields, *results], metadata=metadata)
 
 
 def _entry(recipe: Recipe, model: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
     return {"hash": recipe.hash, "recipe": recipe.to_dict(), **model, "text": list(texts)}
 
 
-def _rows(url: str, schema: pa.Schema, recipe: Recipe, given: Sequence[Rows]) -> pa.Table:
+def _rows(url: str, schema: pa.Schema, recipe: Recipe, given: Sequence[Rows], wanted: list[pa.Field]) -> pa.Table:
     """What is written: the table's columns, those that a request cannot know left empty. Raises OutputError."""
     columns = list(output_columns(recipe).values())
     results = pa.Table.from_batches([one.results for one in given])
-    made: dict[str, pa.ChunkedArray | pa.Array] = dict(
-        zip([one.name for one in result_fields(recipe)], results.columns, strict=True)
-    )
+    made: dict[str, pa.ChunkedArray | pa.Array] = dict(zip([one.name for one in wanted], results.columns, strict=True))
     ids = [id for one in given for id in one.ids]
     made["id"] = _ids(url, ids, schema)
     known = json.loads(metadata_of(schema).get(RECIPES, "{}"))
     names = known.get(columns[0], {}).get("text", TEXTS[recipe.task])
     for place, name in enumerate(names):
         made[name] = pa.array([text for one in given for text in one.texts[place]], pa.string())
-    if missing := [name for name in (*columns, "id") if name not in schema.names]:
+    if missing := [name for name in (*(one.name for one in wanted), "id") if name not in schema.names]:
         raise OutputError(
             f"{url} has no column {missing[0]!r}, which these results need: it was made by something else"
         )

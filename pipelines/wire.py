@@ -41,6 +41,8 @@ class Columns:
     scale: np.ndarray | None = None  # float32 (items,): int8 and binary vectors
     entities: pa.Array | None = None  # extract: list<struct>
     lists: dict[str, Lists] = dataclasses.field(default_factory=dict)  # sparse | multi_vectors
+    tokens: np.ndarray | None = None  # int (items,): option token_columns
+    truncated: np.ndarray | None = None  # bool (items,): the same
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -113,6 +115,9 @@ def answer(recipe_hash: str, count: int, pieces: Sequence[Piece], errors: Sequen
                 body += b', "scale": ' + _array(_gather(count, pieces, "scale"), "float32")
         for name in first.lists:
             body += b', "%s": ' % name.encode("ascii") + _gather_lists(count, pieces, name)
+        for name in ("tokens", "truncated"):
+            if getattr(first, name) is not None:
+                body += b', "%s": ' % name.encode("ascii") + json.dumps(_gather(count, pieces, name).tolist()).encode()
     told = (
         b', "errors": ' + json.dumps([list(error) for error in errors]).encode("ascii") if errors else b', "errors": []'
     )
@@ -172,7 +177,7 @@ def _entities(count: int, pieces: Sequence[Piece]) -> list[list[dict[str, Any]]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """A result read back: what the verb gives, and of encode each output that was asked for.
+    """A result read back: what the verb gives, of encode each output that was asked for, and the counts that were asked for.
 
     sparse: for each input its token ids (int32) and their weights (float32); multi_vectors: for each its vectors (tokens, dims).
     """
@@ -186,6 +191,8 @@ class Answer:
     rows: int | None = None
     sparse: list[tuple[np.ndarray, np.ndarray]] | None = None
     multi_vectors: list[np.ndarray] | None = None
+    tokens: np.ndarray | None = None  # int32 (inputs,)
+    truncated: np.ndarray | None = None  # bool (inputs,)
 
 
 def read(result: dict[str, Any]) -> Answer:
@@ -203,6 +210,8 @@ def read(result: dict[str, Any]) -> Answer:
             rows=result.get("rows"),
             sparse=_read_sparse(result["sparse"]) if "sparse" in result else None,
             multi_vectors=_read_lists(result["multi_vectors"], "vectors") if "multi_vectors" in result else None,
+            tokens=np.array(result["tokens"], np.int32) if "tokens" in result else None,
+            truncated=np.array(result["truncated"], bool) if "truncated" in result else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BadResult(f"a damaged result: {type(error).__name__}: {error}") from error

@@ -68,11 +68,14 @@ class RequestOptions:
     top_k: int = 0
     threshold: float = 0.0
     token_pooling: int = 1
+    instruction: str = ""
     activation: str = ""
     pooling: str = ""
     normalize: bool | None = None
     known_as: str = ""
     long_text: str = "truncate"  # truncate | reject
+    truncation_side: str = ""  # right | left
+    token_columns: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """What differs from the defaults."""
@@ -88,23 +91,14 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "activation": ("", "identity", "sigmoid"),
     "pooling": ("", *POOLINGS),
     "long_text": ("truncate", "reject"),
+    "truncation_side": ("", "right", "left"),
 }
+# Options that not every verb has -> the verbs that have them.
 _ONLY = {
-    "encode": frozenset(
-        {
-            "dims",
-            "vector_type",
-            "prompt",
-            "prompt_text",
-            "pooling",
-            "normalize",
-            "outputs",
-            "top_k",
-            "threshold",
-            "token_pooling",
-        }
-    ),
-    "score": frozenset({"activation"}),
+    **dict.fromkeys(("dims", "vector_type", "prompt", "prompt_text", "pooling", "normalize"), ("encode",)),
+    **dict.fromkeys(("outputs", "top_k", "threshold", "token_pooling"), ("encode",)),
+    "instruction": ("encode", "score"),
+    "activation": ("score",),
 }
 
 
@@ -227,15 +221,20 @@ def request_options(given: object, verb: str) -> RequestOptions:
             _check_outputs(value)
         elif isinstance(_DEFAULTS[name], float):
             _check_size_of(f"options.{name}", value)
+        elif isinstance(_DEFAULTS[name], bool):
+            if not isinstance(value, bool):
+                _refuse(f"options.{name}", "true or false", value)
         elif isinstance(_DEFAULTS[name], int):
             _check_number(f"options.{name}", value)
         else:
             _check_text(f"options.{name}", value)
         if name in _CHOICES and value not in _CHOICES[name]:
             _refuse(f"options.{name}", f"one of {', '.join(filter(None, _CHOICES[name]))}", value)
-        for other, own in _ONLY.items():
-            if name in own and other != verb and (tuple(value) if name == "outputs" else value) != _DEFAULTS[name]:  # pyright: ignore[reportArgumentType]
-                raise BadMessage(f"options.{name}: only {other} has this option")
+        owners = _ONLY.get(name, VERBS)
+        if verb not in owners and (tuple(value) if name == "outputs" else value) != _DEFAULTS[name]:  # pyright: ignore[reportArgumentType]
+            raise BadMessage(
+                f"options.{name}: only {' and '.join(owners)} {'have' if owners[1:] else 'has'} this option"
+            )
     if given.get("token_pooling") == 0:
         raise BadMessage("options.token_pooling: expected a whole number from 1, found 0")
     options = RequestOptions(**given)
@@ -243,6 +242,8 @@ def request_options(given: object, verb: str) -> RequestOptions:
         options = dataclasses.replace(options, outputs=tuple(options.outputs))
     if options.prompt_text and options.prompt != "document":
         raise BadMessage("options.prompt_text: give either prompt_text or a prompt's name, not both")
+    if options.truncation_side == "left" and options.long_text != "truncate":
+        raise BadMessage("options.truncation_side: left needs long_text truncate")
     if options.vector_type == "binary" and options.dims % 8:
         raise BadMessage(f"options.dims: binary packs 8 dimensions into a byte, and {options.dims} is no multiple of 8")
     return options

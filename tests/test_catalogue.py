@@ -272,8 +272,13 @@ def test_an_instruction_stands_in_its_place(tmp_path: Path, monkeypatch: pytest.
     """The prompt of an instruct model comes with the task that its card gives."""
     text = f'a/b: {{{GOOD}, prompts: {{query: "Instruct: {{instruction}}\\nQuery: "}}, instruction: "Find it"}}'
     own(tmp_path, text, monkeypatch)
-    found = resolve(locate(str(plain_model(tmp_path / "m"))), task="encode", prompt="query", known_as="a/b")
-    assert found.prompt == "Instruct: Find it\nQuery: "
+    checkpoint, wish = locate(str(plain_model(tmp_path / "m"))), {"prompt": "query", "known_as": "a/b"}
+    assert resolve(checkpoint, task="encode", **wish).prompt == "Instruct: Find it\nQuery: "
+    own_words, origins = resolve_with_origins(checkpoint, task="encode", instruction="Find {cats}", **wish)
+    assert own_words.prompt == "Instruct: Find {cats}\nQuery: "
+    assert origins["prompt"] == "asked for"
+    with pytest.raises(ModelError, match="no place for an instruction"):
+        resolve(checkpoint, task="encode", instruction="Find cats", known_as="a/b")
 
 
 def test_max_tokens_where_no_file_says_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -190,6 +190,53 @@ def test_prompts(tmp_path: Path, prompts: dict[str, str | None], default: str | 
 
 
 @pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("Instruct: {task}\nQuery: ", "Instruct: find \\1 {cats}\nQuery: "),
+        ("Instruct: Given a web search query,\nretrieve passages\nQuery:", "Instruct: find \\1 {cats}\nQuery:"),
+        ("task: search result | query: ", "task: find \\1 {cats} | query: "),
+        ("<{instruction}> {instruction}: ", "<find \\1 {cats}> find \\1 {cats}: "),
+        ("query: ", None),
+        ("", None),
+    ],
+)
+def test_an_instruction_fills_the_place_that_the_prompt_has_for_it(tmp_path: Path, prompt: str, expected: str | None):
+    """The words go into the recipe's prompt, whatever they are made of; a prompt without a place is an error that says so."""
+    folder, words = plain_model(tmp_path / "m"), "find \\1 {cats}"
+    update(folder / "config_sentence_transformers.json", prompts={"query": prompt})
+    for wish in ({"prompt": "query"}, *([{"prompt_text": prompt}] if prompt else [])):
+        if expected is None:
+            with pytest.raises(ModelError, match=r"no place for an instruction.*prompt_text with \{instruction\}"):
+                recipe(folder, instruction=words, **wish)
+            assert recipe(folder, **wish).prompt == prompt
+            continue
+        found = recipe(folder, instruction=words, **wish)
+        assert found.prompt == expected
+        if "{" in prompt:
+            with pytest.raises(ModelError, match="has a slot and needs an instruction"):
+                recipe(folder, **wish)
+        else:
+            assert recipe(folder, **wish).prompt == prompt
+
+
+def test_what_an_instruction_is_hashed_as(tmp_path: Path):
+    """Recipes are equal where their prompts are, however those came about."""
+    folder = plain_model(tmp_path / "m")
+    prompts = {"query": "Instruct: find cats\nQuery: ", "other": "Instruct: {task}\nQuery: "}
+    update(folder / "config_sentence_transformers.json", prompts=prompts)
+    own = recipe(folder, prompt="query")
+    assert own.hash == recipe(folder, prompt="query", instruction="find cats").hash
+    assert own.hash == recipe(folder, prompt="other", instruction="find cats").hash
+    assert own.hash != recipe(folder, prompt="query", instruction="find dogs").hash
+
+
+def test_a_reranker_without_a_place_for_an_instruction_refuses_one(tiny_cross_encoder: Path):
+    """What would change nothing is not taken."""
+    with pytest.raises(ModelError, match="no place for an instruction"):
+        recipe(tiny_cross_encoder, "score", instruction="find cats")
+
+
+@pytest.mark.parametrize(
     ("nested", "own", "wish", "expected"),
     [
         (None, None, "", "sigmoid"),

@@ -42,7 +42,7 @@ class Lengths:
                 rows.append(row)
                 pieces.append(piece)
         costs = np.array([len(piece.split()) for piece in pieces], np.int64)
-        return Prepared(np.array(rows, np.int32), costs, {"texts": pieces}, bad, truncated=0)
+        return Prepared(np.array(rows, np.int32), costs, {"texts": pieces}, bad, np.zeros(len(rows), bool))
 
     def run(self, parts):
         texts = [prepared.features["texts"][item] for prepared, items in parts for item in items]

@@ -62,6 +62,8 @@ def test_examples_are_valid_and_read(name: str, example: dict[str, Any]) -> None
         ("request", REQUEST[0] | {"options": {"dims": "8"}}),
         ("request", REQUEST[0] | {"options": {"activation": "sigmoid"}}),
         ("request", REQUEST[0] | {"options": {"precision": "float64"}}),
+        ("request", REQUEST[0] | {"options": {"truncation_side": "middle"}}),
+        ("request", REQUEST[3] | {"options": {"instruction": "find cats"}}),
         ("request", REQUEST[0] | {"options": {"chunk_tokens": 4}}),
         ("request", REQUEST[0] | {"into": "lancedb://a/b"}),
         ("request", REQUEST[0] | {"ids": ["1", "2"]}),

@@ -26,9 +26,14 @@ def corpus(tmp_path):
 
 
 def encoded(corpus, model, to, **step):
-    source = {"paths": str(corpus), "id": "key"}
+    source, policy = {"paths": str(corpus), "id": "key"}, step.pop("policy", {})
     spec = from_dict(
-        {"source": source, "steps": [{"encode": {"text": "body", "model": str(model), **step}}], "sink": {"to": to}}
+        {
+            "source": source,
+            "steps": [{"encode": {"text": "body", "model": str(model), **step}}],
+            "sink": {"to": to},
+            "policy": policy,
+        }
     )
     drafted = draft(spec)
     assert run(drafted, device="cpu").state == "finished"
@@ -55,6 +60,7 @@ def test_plain_lancedb_searches_by_text(corpus, minilm, tmp_path):
         {"vector_type": "int8"},
         {"pooling": "cls"},
         {"normalize": False},
+        {"policy": {"truncation_side": "left"}},
     ],
 )
 def test_text_search_is_promised_only_where_it_is_true(corpus, tmp_path, step):

@@ -20,14 +20,16 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
+from lading.cli import main
 from lading.config.errors import ModelError, OutputError, TableChanged
 from lading.pipelines.job import draft, start
 from lading.pipelines.reading import open_reading
 from lading.pipelines.records import Receipt
 from lading.pipelines.report import rejects, status
 from lading.pipelines.spec import JobSpec, PolicySpec, SinkSpec, SourceSpec, StepSpec
-from lading.workers.query import query
+from lading.workers.query import Searcher, query
 from lading.workers.run import run
+from tests import models
 
 WORDS = [
     "cat",
@@ -426,6 +428,22 @@ def test_a_query_finds_the_text_it_repeats(corpus, tiny_encoder, to):
     done(job_spec(corpus, tiny_encoder, to, prompt="none"))
     body = pq.read_table(corpus)["body"][11].as_py()
     assert body in [hit.text for hit in query(to, body, top=3, device="cpu")]
+
+
+def test_a_query_with_an_instruction_of_its_own(corpus, tmp_path, to):
+    """The words go into the query prompt, and the end of a long query is kept where the table keeps its documents' ends."""
+    prompts = {"query": "Instruct: Given a question\nQuery: ", "document": ""}
+    model = models.tiny_encoder(tmp_path / "model", prompts=prompts)
+    done(job_spec(corpus, model, to, truncation_side="left"))
+    told = "find the cat"
+    own, default = Searcher(to, device="cpu", instruction=told), Searcher(to, device="cpu")
+    assert own.recipe.prompt == f"Instruct: {told}\nQuery: "
+    assert own.recipe.truncation_side == "left"
+    question = "where is it " * 90
+    assert np.abs(own.embed([question]) - default.embed([question])).max() > 1e-3
+    hits = query(to, question, top=3, device="cpu", instruction=told)
+    assert hits == own.search([question], top=3)[0]
+    assert main(["query", to, question, "--top", "3", "--instruction", told, "--device", "cpu", "--json"]) == 0
 
 
 def test_a_query_finds_rows_beside_a_strangers_parquet_file(corpus, tiny_encoder, tmp_path):

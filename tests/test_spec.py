@@ -69,6 +69,14 @@ REFUSED = {
     "negative": (changed(policy={"max_rejects": -1}), "policy.max_rejects: must be at least 0, found -1"),
     "unknown key of queue": (changed(queue={"pol": "gpu"}), "queue.pol: unknown key; did you mean 'pool'?"),
     "priority of words": (changed(queue={"priority": "high"}), "queue.priority: expected a whole number, found 'high'"),
+    "an end of what is not cut": (
+        changed(policy={"long_text": "reject", "truncation_side": "left"}),
+        "policy.truncation_side: left needs long_text: truncate",
+    ),
+    "an instruction for no prompt": (
+        changed(extract={"instruction": "find cats"}),
+        "steps[0].extract.instruction: only encode and score have this key",
+    ),
     "no rows a shard": (changed(policy={"shard_rows": 0}), "policy.shard_rows: must be at least 1, found 0"),
     "bad choice": (
         changed(encode={"precision": "float31"}),

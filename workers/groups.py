@@ -44,6 +44,11 @@ class Group(Items):
     packing: Packing  # what of it still waits
     into: bool = False
 
+    @property
+    def counted(self) -> bool:
+        """Whether the members want tokens and truncated: all of them, or none, since they have the same options."""
+        return self.members[0].asked.request.options.token_columns
+
 
 def bounds(group: Group) -> np.ndarray:
     """int64 (members + 1,): the first row of each member, then the end."""
@@ -70,6 +75,9 @@ def answers(group: Group) -> list[bytes]:
     pieces: list[list[wire.Piece]] = [[] for _ in members]
     for items, batch in group.done:
         columns = wire.columns(group.recipe, batch)
+        if group.counted:
+            prepared = group.prepared
+            columns = dataclasses.replace(columns, tokens=prepared.costs[items], truncated=prepared.cut[items])
         rows = group.prepared.rows[items]
         order = np.argsort(rows, kind="stable")
         rows = rows[order]

@@ -12,9 +12,11 @@ import numpy as np
 import pyarrow as pa
 
 from ..config.errors import LadingError, StopJob
+from ..config.outputs import token_fields
 from ..pipelines import upsert, wire
 from ..schedulers.results import Failure, Result
 from .groups import Asked, Group, Member, bounds, errors_of
+from .parts import counts_of
 
 log = logging.getLogger(__name__)
 
@@ -86,14 +88,15 @@ class Tables:
 
     def _commit(self, given: Sequence[Entry]) -> list[Entry]:
         """One commit for each table and recipe; a table that refuses harms its own requests alone. What is to be tried again."""
-        tables: dict[tuple[str, str], list[Entry]] = {}
+        tables: dict[tuple[str, str, bool], list[Entry]] = {}
         for entry in given:
-            tables.setdefault((entry[1].asked.request.into, entry[0].recipe.hash), []).append(entry)
+            tables.setdefault((entry[1].asked.request.into, entry[0].recipe.hash, entry[0].counted), []).append(entry)
         left: list[Entry] = []
-        for (url, hash), entries in tables.items():
+        for (url, hash, counted), entries in tables.items():
             group = entries[0][0]
             try:
-                done = upsert.upsert(url, group.recipe, group.model, [rows for _, _, rows, _ in entries if rows.ids])
+                rows = [rows for _, _, rows, _ in entries if rows.ids]
+                done = upsert.upsert(url, group.recipe, group.model, rows, counted=counted)
             except StopJob as error:
                 log.error("%d requests wait for their table: %s", len(entries), error)
                 left += self._to_try_again(url, entries, str(error))
@@ -144,6 +147,9 @@ def _rows(group: Group) -> list[tuple[Member, upsert.Rows, list[wire.ItemError]]
         places = np.argsort(rows, kind="stable")
         rows = rows[places]
         results = pa.Table.from_batches([batch for _, batch in group.done]).take(pa.array(places)).combine_chunks()
+        if group.counted:
+            for field, counts in zip(token_fields(), counts_of(group.prepared, order[places]), strict=True):
+                results = results.append_column(field, counts)
     else:
         rows, results = np.empty(0, np.int32), pa.schema(group.adapter.fields).empty_table()
     cuts = np.searchsorted(rows, bounds(group)).tolist()

@@ -14,6 +14,7 @@ from ..config.checkpoint import locate, resolve
 from ..config.errors import ModelError, UsageError
 from ..config.recipe import Recipe
 from ..config.roots import check_under
+from ..config.wishes import WISHES
 from ..pipelines import upsert
 from ..pipelines.output import output_paths
 from ..schedulers.bodies import RequestOptions
@@ -61,8 +62,7 @@ class RequestedModels:
         if Path(model).expanduser().exists():
             check_under(model, self._roots, "the model's folder")
         checkpoint = locate(model, options.revision)
-        fields = {name: getattr(options, name) for name in _FIELDS}
-        recipe = resolve(checkpoint, task=verb, **fields)
+        recipe = resolve(checkpoint, task=verb, **{name: getattr(options, name) for name in _WISHES})
         if recipe.long_text == "chunk":
             raise ModelError("a request's texts are not chunked: long_text is truncate or reject")
         name = model if checkpoint.origin == "folder" else checkpoint.name
@@ -75,4 +75,4 @@ class RequestedModels:
         return settled
 
 
-_FIELDS = [field.name for field in dataclasses.fields(RequestOptions) if field.name != "revision"]
+_WISHES = [field.name for field in dataclasses.fields(RequestOptions) if field.name in WISHES]

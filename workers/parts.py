@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -140,8 +140,12 @@ def split_outputs(parts: list[Chosen], outputs: Outputs) -> None:
         start = stop
 
 
-def part_table(part: Part, keep: list[str], text: str, schema: pa.Schema) -> tuple[pa.Table, list[Reject]]:
+def part_table(
+    part: Part, keep: list[str], text: str, schema: pa.Schema, counts: Sequence[str] = ()
+) -> tuple[pa.Table, list[Reject]]:
     """The output rows of a complete part, in reading order, and the rejects among its input rows.
+
+    `counts`: the names of the columns of tokens and truncated, if the job has them.
 
     A row with several items (chunks) is in the table with all of them, or it is a reject.
     """
@@ -180,6 +184,8 @@ def part_table(part: Part, keep: list[str], text: str, schema: pa.Schema) -> tup
         columns.update({name: extra.column(name) for name in ("chunk", "start", "end")})
         if text in keep:
             columns[text] = extra.column("text")
+    if counts:
+        columns.update(zip(counts, counts_of(prepared, items), strict=True))
     names = iter(results.column_names)
     result_names = [field.name for field in schema if field.name not in columns]
     for name in result_names:  # the adapter's columns, under the names the job gave them
@@ -213,21 +219,26 @@ def covered_ids(shard: ShardInFlight, kind: pa.DataType) -> pa.Array:
     return pa.concat_arrays([*good, pa.array([id for id in unread if id is not None], kind)])
 
 
+def counts_of(prepared: Prepared, items: np.ndarray) -> tuple[pa.Array, pa.Array]:
+    """Of some items: the tokens that the model saw (int32), and whether each lost some to the limit."""
+    return pa.array(prepared.costs[items].astype(np.int32)), pa.array(prepared.cut[items])
+
+
 def finish(
-    shard: ShardInFlight, receipt: Receipt, *, keep: list[str], text: str, schema: pa.Schema
+    shard: ShardInFlight, receipt: Receipt, *, keep: list[str], text: str, schema: pa.Schema, counts: Sequence[str] = ()
 ) -> tuple[pa.Table, list[Reject], Receipt]:
     """A complete shard's output, its rejects, and `receipt` with what the engine knows of it."""
     tables: list[pa.Table] = []
     rejects: list[Reject] = []
     rows_in = 0
     for part in shard.parts:
-        table, bad = part_table(part, keep, text, schema)
+        table, bad = part_table(part, keep, text, schema, counts)
         tables.append(table)
         rejects += bad
         rows_in += part.rows.count
-    counts: dict[str, int] = {}
+    refused: dict[str, int] = {}
     for reject in rejects:
-        counts[reject.code] = counts.get(reject.code, 0) + 1
+        refused[reject.code] = refused.get(reject.code, 0) + 1
     table = pa.concat_tables(tables).combine_chunks() if tables else schema.empty_table()
     receipt = dataclasses.replace(
         receipt,
@@ -235,7 +246,7 @@ def finish(
         rows_done=rows_in - len(rejects),
         rows_out=table.num_rows,
         rejected=len(rejects),
-        rejects=counts,
+        rejects=refused,
         truncated=sum(part.prepared.truncated for part in shard.parts),
         tokens=shard.tokens,
         fill=round(shard.tokens / shard.offered, 4) if shard.offered else 1.0,

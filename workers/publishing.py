@@ -7,7 +7,7 @@ import logging
 import time
 
 from ..pipelines.open_job import Job
-from ..pipelines.provenance import kept_columns
+from ..pipelines.provenance import count_fields, kept_columns
 from ..pipelines.records import Receipt
 from .parts import ShardInFlight, covered_ids, finish
 
@@ -25,7 +25,8 @@ def publish(job: Job, shard: ShardInFlight, *, kernel: str, busy: float) -> Rece
         return job.manifest.publish(failed)
     replacing = job.manifest.plan.on_existing == "replace"
     replaces = covered_ids(shard, job.source.field("id").type) if replacing else None
-    table, rejects, receipt = finish(shard, receipt, keep=kept_columns(job.spec), text=job.texts[0], schema=job.schema)
+    keep, counts = kept_columns(job.spec), [field.name for field in count_fields(job.spec)]
+    table, rejects, receipt = finish(shard, receipt, keep=keep, text=job.texts[0], schema=job.schema, counts=counts)
     shard.parts.clear()
     receipt = dataclasses.replace(receipt, busy=round(busy, 4))
     winner = job.publish(place, receipt, table, rejects, replaces)

@@ -32,18 +32,21 @@ class Hit:
     columns: dict[str, Any]  # the other columns, vectors left out
 
 
-def query(output: str, text: str, *, top: int = 5, column: str = "", device: str = "auto") -> list[Hit]:
+def query(
+    output: str, text: str, *, top: int = 5, column: str = "", device: str = "auto", instruction: str = ""
+) -> list[Hit]:
     """The `top` rows whose vectors are nearest to `text`, best first.
 
     Raises OutputError (no such table, no vectors in it), ModelError (the model is gone, or is another now).
     """
-    return Searcher(output, column=column, device=device).search([text], top=top)[0]
+    return Searcher(output, column=column, device=device, instruction=instruction).search([text], top=top)[0]
 
 
 class Searcher:
     """An output and its model, loaded once for many queries."""
 
-    def __init__(self, output: str, *, column: str = "", device: str = "auto") -> None:
+    def __init__(self, output: str, *, column: str = "", device: str = "auto", instruction: str = "") -> None:
+        """`instruction`: for the query prompt of an instruct embedder, "" for the checkpoint's own."""
         self.reading: Reading = open_reading(output)
         recipes = json.loads((self.reading.schema.metadata or {}).get(RECIPES.encode(), b"{}"))
         vectors = {name: entry for name, entry in recipes.items() if entry["recipe"]["task"] == "encode"}
@@ -56,7 +59,7 @@ class Searcher:
         self.output: str = entry.get("output", "dense")
         self._results = {*vectors, *(f"{name}_scale" for name in vectors)}
         self.text_column: str = entry["text"][0]
-        self.recipe, folder = query_recipe(entry)
+        self.recipe, folder = query_recipe(entry, instruction)
         self.adapter = adapters.load(self.recipe, folder, device=device)
 
     def embed(self, texts: list[str]) -> pa.Array:
@@ -107,7 +110,7 @@ class Searcher:
         return recipes[self.column]["recipe"].get("vector_type", "float32")
 
 
-def query_recipe(entry: dict[str, Any]) -> tuple[Recipe, Path]:
+def query_recipe(entry: dict[str, Any], instruction: str = "") -> tuple[Recipe, Path]:
     """The stored recipe turned to queries: the query prompt (none if the documents were made without), float32 vectors, no chunks; and the model's folder.
 
     Raises ModelError if the checkpoint found now is not the one the rows were made with.
@@ -122,11 +125,13 @@ def query_recipe(entry: dict[str, Any]) -> tuple[Recipe, Path]:
         precision=stored.precision,
         outputs=stored.outputs,
         dims=stored.dims or stored.token_dims,
+        truncation_side=stored.truncation_side,
         pooling=stored.pooling if "dense" in stored.outputs else "",
         normalize=stored.normalize if "dense" in stored.outputs else None,
         known_as=entry.get("known_as", ""),
         # Of other outputs, it is the prompt that says which side of the model a text is on.
         prompt="none" if entry["prompt"] == "none" and "dense" in stored.outputs else "query",
+        instruction=instruction,
     )
     if recipe.content != stored.content:
         raise ModelError(

@@ -234,18 +234,21 @@ def test_nothing_is_left_in_flight():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kernel", ["torch-varlen", "flash-attn"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("causal", [False, True])
-def test_cuda_kernels_agree_with_the_definition(kernel, causal):
-    """Each CUDA kernel that is installed gives softmax attention per text."""
+@pytest.mark.parametrize("window", [None, 1, 7, 64])
+@pytest.mark.parametrize(("heads", "key_heads", "width"), [(4, 4, 32), (4, 2, 64), (4, 1, 128)])
+def test_cuda_kernels_agree_with_the_definition(kernel, dtype, causal, window, heads, key_heads, width):
+    """Each CUDA kernel that is installed gives softmax attention per text: causal, windowed, grouped heads, against float64."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     if kernel == "flash-attn":
         pytest.importorskip("flash_attn")
-    lengths = [9, 9, 5, 1, 40]
+    lengths = [9, 9, 5, 1, 40, 200]
     torch.manual_seed(0)
-    query, key, value = (torch.randn(sum(lengths), 4, 32, dtype=torch.float16) for _ in range(3))
-    shape = Shape(0.3, causal, None)
+    query, key, value = (torch.randn(sum(lengths), count, width).to(dtype) for count in (heads, key_heads, key_heads))
+    shape = Shape(width**-0.5, causal, window)
     segments = Segments.of(torch.tensor(lengths), CUDA)
     found = attention.BACKENDS[kernel].attend(query.cuda(), key.cuda(), value.cuda(), segments, shape)
     expected = attend_plainly(query, key, value, lengths, shape)
-    torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-2, atol=1e-2 if dtype == torch.float16 else 3e-2)

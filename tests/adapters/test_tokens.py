@@ -1,13 +1,17 @@
 """The tokenizer under a recipe: limits that leave no room are refused before any row is read."""
 
 import dataclasses
+import json
+import shutil
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from lading.adapters import load
 from lading.adapters.tokens import TextTokenizer, encode_chunks, encode_rows
 from lading.config.checkpoint import locate, resolve
 from lading.config.errors import ModelError
@@ -76,3 +80,177 @@ def test_only_the_beginning_of_a_book_is_tokenised(tokenizer):
     """What is cut off is a small part of what there is: a book costs what its first pages cost."""
     (found,) = tokenizer.encode(["the cat looked at the dog " * 100_000], cut=True)
     assert 64 <= sum(len(more.ids) for more in found.overflowing) < 5_000
+
+
+@pytest.fixture(params=["bert", "roberta", "xlm-roberta"])
+def folder(request, tmp_path):
+    """A checkpoint with a WordPiece, byte-level BPE or Unigram tokenizer."""
+    return models.tiny_encoder(tmp_path / request.param, request.param, prompts={"query": "find the cat: "})
+
+
+def left(folder, prompt="none"):
+    """The tokenizer that keeps 32 tokens of the end."""
+    found = resolve(locate(str(folder)), task="encode", max_tokens=32, truncation_side="left", prompt=prompt)
+    return TextTokenizer(folder, found)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(words=st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=12), times=st.integers(50, 400))
+def test_of_a_book_the_ending_gives_the_same_tokens(folder, words, times):
+    """With truncation_side left the last tokens and their characters are those of the whole text, cut by the library."""
+    tokenizer, text = left(folder), " ".join(words * times)
+    (found,) = tokenizer.encode([text], cut=True)
+    whole = tokenizer._cut.encode(text)
+    assert (found.ids, found.type_ids, found.offsets) == (whole.ids, whole.type_ids, whole.offsets)
+    assert found.special_tokens_mask == whole.special_tokens_mask
+    assert bool(found.overflowing) == bool(whole.overflowing)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a dog on the mat " * 40 + " " * 100_000 + "a cat",
+        "cat" * 50_000,
+        " cat " * 900 + "\u200b" * 9_000 + " \u200b a dog",
+        "a cat",
+        "",
+    ],
+)
+def test_an_ending_that_does_not_reach_the_limit_is_not_taken_for_the_text(folder, text):
+    """Where the last characters hold few tokens, or no space to cut at, all of the text is looked at."""
+    tokenizer = left(folder)
+    (found,) = tokenizer.encode([text], cut=True)
+    assert found.ids == tokenizer._cut.encode(text).ids
+
+
+def test_only_the_ending_of_a_book_is_tokenised(folder):
+    """What was cut off, as far as it was looked at, is a small part of what there is."""
+    (found,) = left(folder).encode(["the cat looked at the dog " * 100_000], cut=True)
+    assert 64 <= sum(map(len, found.overflowing)) < 5_000
+
+
+def test_the_end_is_kept_as_the_reference_keeps_it(folder):
+    """Token ids equal those of transformers' tokenizer with truncation_side left, also where the checkpoint asks for it."""
+    transformers = pytest.importorskip("transformers")
+    reference = transformers.AutoTokenizer.from_pretrained(folder, truncation_side="left")
+    texts = ["a cat", "the cat looked at the dog on the mat " * 20, "one " * 5_000 + "end"]
+    expected = reference(texts, truncation=True, max_length=32)["input_ids"]
+    assert [found.ids for found in left(folder).encode(texts, cut=True)] == expected
+    reference.save_pretrained(folder)
+    assert json.loads((folder / "tokenizer_config.json").read_text())["truncation_side"] == "left"
+    own = resolve(locate(str(folder)), task="encode", max_tokens=32)
+    assert own.truncation_side == "left"
+    assert own.hash == left(folder).recipe.hash
+    assert resolve(locate(str(folder)), task="encode", long_text="reject").truncation_side == "right"
+
+
+def test_the_prompt_stays_where_the_beginning_goes(folder):
+    """A text that loses its beginning keeps the prompt before what is left, and the special tokens around them."""
+    tokenizer = left(folder, "query")
+    text = "the cat looked at the dog on the mat and went away " * 30
+    (found,) = encode_rows(tokenizer, [pa.array([text])]).encodings
+    prompt = tokenizer._whole.encode("find the cat: ").ids
+    count = tokenizer.prompt_tokens
+    assert found.ids[:count] == prompt[:count]
+    bare = left(folder)._cut.encode(text)
+    assert found.ids[count:] == bare.ids[-(32 - count) :]
+    assert len(found.ids) == 32
+
+
+def test_a_side_without_truncation_is_refused(tiny_encoder):
+    """Only `truncate` cuts anything off."""
+    with pytest.raises(ModelError, match="cuts nothing off"):
+        resolve(locate(str(tiny_encoder)), task="encode", long_text="reject", truncation_side="left")
+
+
+def test_vectors_of_endings_are_those_of_the_reference(folder):
+    """sentence-transformers with a tokenizer that truncates on the left gives the same vectors."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    texts = ["a cat", "the cat looked at the dog on the mat " * 20, "one two three " * 300 + "end"]
+    model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    model.max_seq_length = 32
+    right = model.encode(texts)
+    model.tokenizer.truncation_side = "left"
+    expected = model.encode(texts)
+    assert np.abs(expected - right)[1:].max() > 1e-2
+    adapter = load(left(folder).recipe, folder, device="cpu")
+    found = adapter.run([(adapter.prepare([pa.array(texts)]), np.arange(3))]).batch.column(0)
+    np.testing.assert_allclose(np.stack(found.to_numpy(zero_copy_only=False)), expected, atol=2e-6)
+
+
+def test_pairs_lose_their_beginnings_as_in_the_reference(tiny_cross_encoder):
+    """The longer text of a pair first, its first tokens: CrossEncoder's scores with a tokenizer that truncates on the left."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    pairs = [("a cat", "the dog on the mat " * 60 + "and a cat"), ("one two " * 90, "three four five " * 90)]
+    model = sentence_transformers.CrossEncoder(str(tiny_cross_encoder), device="cpu")
+    right = model.predict(pairs)
+    model.tokenizer.truncation_side = "left"
+    expected = model.predict(pairs)
+    assert np.abs(expected - right).min() > 1e-4
+    recipe = resolve(locate(str(tiny_cross_encoder)), task="score", truncation_side="left")
+    adapter = load(recipe, tiny_cross_encoder, device="cpu")
+    prepared = adapter.prepare([pa.array(side) for side in zip(*pairs, strict=True)])
+    found = adapter.run([(prepared, np.arange(2))]).batch.column(0).to_numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_entities_of_an_ending_have_the_characters_of_the_text(tiny_token_classifier):
+    """Spans count from the beginning of the whole text, also where only its ending was tokenised."""
+    recipe = resolve(locate(str(tiny_token_classifier)), task="extract", truncation_side="left")
+    adapter = load(recipe, tiny_token_classifier, device="cpu")
+    text = "the cat looked at the dog on the mat " * 1_000
+    found = adapter.run([(adapter.prepare([pa.array([text])]), np.arange(1))]).batch.column(0)[0].as_py()
+    assert found
+    assert all(text[one["start"] : one["end"]] == one["text"] for one in found)
+    assert min(one["start"] for one in found) > len(text) - 1_500
+
+
+def test_an_instruction_gives_the_vectors_of_the_reference_with_that_prompt(folder):
+    """An instruct embedder's query with an instruction of the job's own equals sentence-transformers with the whole prompt."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    path = folder / "config_sentence_transformers.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps(saved | {"prompts": {"query": "Instruct: Given a question\nQuery: "}}))
+    texts = ["where is the cat", "the dog on the mat"]
+    model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    expected = model.encode(texts, prompt="Instruct: find the text about cats\nQuery: ")
+    assert np.abs(expected - model.encode(texts, prompt_name="query")).max() > 1e-3
+    wish = {"prompt": "query", "instruction": "find the text about cats"}
+    adapter = load(resolve(locate(str(folder)), task="encode", **wish), folder, device="cpu")
+    found = adapter.run([(adapter.prepare([pa.array(texts)]), np.arange(2))]).batch.column(0)
+    np.testing.assert_allclose(np.stack(found.to_numpy(zero_copy_only=False)), expected, atol=2e-6)
+
+
+def changed(folder, to, **keys):
+    """The checkpoint with other keys in its tokenizer.json."""
+    shutil.copytree(folder, to)
+    path = to / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+    return to
+
+
+def test_a_tokenizer_without_the_special_tokens_that_its_model_needs_is_refused(tmp_path, tiny_cross_encoder):
+    """No CLS where it is the vector, no SEP between a pair, and a template whose tokens are not in the vocabulary."""
+    pooled = models.tiny_encoder(tmp_path / "cls", "bert", pooling="cls")
+    bare = changed(pooled, tmp_path / "bare", post_processor=None)
+    with pytest.raises(ModelError, match=r"bare/tokenizer.json puts no special token \(CLS\) before a text"):
+        load(resolve(locate(str(bare)), task="encode"), bare, device="cpu")
+    pairs = changed(tiny_cross_encoder, tmp_path / "pairs", post_processor=None)
+    with pytest.raises(ModelError, match=r"pairs/tokenizer.json puts no special token \(SEP\) between the texts"):
+        load(resolve(locate(str(pairs)), task="score"), pairs, device="cpu")
+    saved = json.loads((pooled / "tokenizer.json").read_text())["post_processor"]
+    template = json.loads(json.dumps(saved).replace("[SEP]", "[END]"))
+    lost = changed(pooled, tmp_path / "lost", post_processor=template)
+    with pytest.raises(
+        ModelError, match=r"its template adds '\[END\]' as number 2, .* is '\[SEP\]' \('\[END\]' is missing\)"
+    ):
+        load(resolve(locate(str(lost)), task="encode"), lost, device="cpu")
+
+
+def test_a_model_whose_positions_begin_after_an_unknown_pad_token_is_refused(tmp_path):
+    """config.json must have the number."""
+    folder = models.tiny_encoder(tmp_path / "m", "roberta")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token_id": None}))
+    with pytest.raises(ModelError, match=r"config.json: pad_token_id is null"):
+        resolve(locate(str(folder)), task="encode")

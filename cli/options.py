@@ -64,6 +64,12 @@ ACTIVATION: tuple[Decorator, ...] = (
     click.option(
         "--activation", type=_choice("identity", "sigmoid"), help="Over the score.  [default: what the checkpoint says]"
     ),
+    click.option(
+        "--template",
+        metavar="NAME",
+        help="How a language model is asked: qwen3, mxbai-v2, bge-gemma.  [default: by the checkpoint]",
+    ),
+    click.option("--instruction", metavar="TEXT", help="What relevance means, for a language model."),
 )
 
 

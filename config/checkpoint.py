@@ -54,7 +54,7 @@ def resolve(checkpoint: Checkpoint, *, task: str, **wishes: Any) -> Recipe:
     wish, folder = Wishes(**wishes), checkpoint.folder
     check_safe(folder)
     opened = Opened(checkpoint, read_json(folder / "config.json"), read_modules(folder))
-    transformer = _transformer_config(folder)
+    transformer = _transformer_config(folder, task)
     limit = _max_tokens(folder, opened.config, transformer, wish.max_tokens)
     if wish.chunk_tokens > limit:
         raise ModelError(f"chunk_tokens {wish.chunk_tokens} is above the {limit} tokens that {checkpoint.name} takes")
@@ -77,12 +77,13 @@ def resolve(checkpoint: Checkpoint, *, task: str, **wishes: Any) -> Recipe:
     return dataclasses.replace(recipe, content=content)
 
 
-def _transformer_config(folder: Path) -> dict[str, Any]:
+def _transformer_config(folder: Path, task: str) -> dict[str, Any]:
     path = next(
         (folder / name for name in _TRANSFORMER_CONFIGS if (folder / name).is_file()), folder / _TRANSFORMER_CONFIGS[0]
     )
     found = read_json(path)
-    unread = sorted(key for key, value in found.items() if key not in _TRANSFORMER_KEYS and value)
+    known = _TRANSFORMER_KEYS | ({"processing_kwargs"} if task == "score" else set())  # those are read by scorers.py
+    unread = sorted(key for key, value in found.items() if key not in known and value)
     if unread:
         raise ModelError(f"{path}: sets {', '.join(unread)}, which Lading does not apply, so its results would differ")
     method = (found.get("modality_config") or {}).get("text", {"method": "forward"})

@@ -45,7 +45,8 @@ def _check_kind(opened: Opened) -> None:
         )
     if saved_as not in (None, "SentenceTransformer"):
         raise ModelError(
-            f"{opened.folder / SENTENCE_TRANSFORMERS}: a {saved_as} model; encode makes dense vectors only"
+            f"{opened.folder / SENTENCE_TRANSFORMERS}: a {saved_as} model"
+            + (", for `score`, not `encode`" if saved_as == "CrossEncoder" else "; encode makes dense vectors only")
         )
     if len(opened.modules) < 2:
         raise ModelError(

@@ -14,7 +14,7 @@ from .errors import ModelError, nearest
 
 SENTENCE_TRANSFORMERS = "config_sentence_transformers.json"
 # What a checkpoint may consist of here; weights in other formats and exports for other runtimes stay on the hub.
-_WANTED = ["*.json", "*.txt", "*.safetensors", "*.model"]
+_WANTED = ["*.json", "*.txt", "*.jinja", "*.safetensors", "*.model"]
 _UNWANTED = ["onnx/*", "openvino/*", "original/*", "*/checkpoint-*"]
 _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?", re.ASCII)
 

@@ -25,5 +25,5 @@ def check_head(opened: Opened, verb: str) -> None:
     if opened.is_pipeline:
         kinds = ", ".join(module.kind for module in opened.modules)
         raise ModelError(f"{folder / 'modules.json'}: lists {kinds}: a model for `encode`")
-    if read_json(folder / SENTENCE_TRANSFORMERS).get("default_prompt_name"):
+    if verb != "score" and read_json(folder / SENTENCE_TRANSFORMERS).get("default_prompt_name"):
         raise ModelError(f"{folder / SENTENCE_TRANSFORMERS}: has a default prompt, which `{verb}` does not apply")

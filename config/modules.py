@@ -42,7 +42,7 @@ DENSE_ACTIVATIONS = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Module:
-    kind: str  # Transformer | Pooling | Dense | Normalize
+    kind: str  # Transformer | Pooling | Dense | Normalize; Transformer | LogitScore
     path: str  # sub-folder, "" for the checkpoint's own folder
 
 
@@ -61,14 +61,17 @@ def read_modules(folder: Path) -> list[Module]:
             "Pooling",
             "Dense",
             "Normalize",
+            "LogitScore",
         ):
             raise ModelError(
-                f"{path}: module {kind} is none that Lading knows (Transformer, Pooling, Dense, Normalize)"
+                f"{path}: module {kind} is none that Lading knows (Transformer, Pooling, Dense, Normalize, LogitScore)"
             )
         if not isinstance(where, str) or Path(where).is_absolute() or ".." in Path(where).parts:
             raise ModelError(f"{path}: module {kind}: path {where!r} is not a sub-folder")
         modules.append(Module(name, where))
     order = [module.kind for module in modules]
+    if order == ["Transformer", "LogitScore"] and not modules[0].path:
+        return modules
     tail = order[2:-1] if order[-1:] == ["Normalize"] else order[2:]
     if order[:1] != ["Transformer"] or (order[1:] and (order[1] != "Pooling" or set(tail) - {"Dense"})):
         raise ModelError(

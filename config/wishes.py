@@ -24,6 +24,8 @@ class Wishes:
     prompt: str = "document"
     prompt_text: str = ""
     activation: str = ""
+    template: str = ""
+    instruction: str = ""
 
 
 WISHES = tuple(field.name for field in dataclasses.fields(Wishes))

@@ -37,6 +37,8 @@ class EncodeOptions(Options, total=False):
 
 class ScoreOptions(Options, total=False):
     activation: str  # identity | sigmoid
+    template: str
+    instruction: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -41,6 +41,8 @@ class StepSpec:
     prompt: str = "document"  # encode: document | query | none | another prompt name of the checkpoint
     prompt_text: str = ""  # encode: a literal prompt instead
     activation: str = ""  # score: identity | sigmoid; "" is: what the checkpoint says
+    template: str = ""  # score by a language model: qwen3 | mxbai-v2 | bge-gemma; "" is: what the checkpoint says
+    instruction: str = ""  # likewise: what relevance means; "" is: the template's own
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # The verbs, and the keys of a step that only one of them has.
 VERBS: dict[str, frozenset[str]] = {
     "encode": frozenset({"dims", "vector_type", "prompt", "prompt_text"}),
-    "score": frozenset({"activation"}),
+    "score": frozenset({"activation", "template", "instruction"}),
     "extract": frozenset(),
 }
 _CHOICES: dict[str, tuple[str, ...]] = {

@@ -63,6 +63,8 @@ class RequestOptions:
     prompt: str = "document"
     prompt_text: str = ""
     activation: str = ""
+    template: str = ""
+    instruction: str = ""
     long_text: str = "truncate"  # truncate | reject
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,7 +80,10 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "activation": ("", "identity", "sigmoid"),
     "long_text": ("truncate", "reject"),
 }
-_ONLY = {"encode": frozenset({"dims", "vector_type", "prompt", "prompt_text"}), "score": frozenset({"activation"})}
+_ONLY = {
+    "encode": frozenset({"dims", "vector_type", "prompt", "prompt_text"}),
+    "score": frozenset({"activation", "template", "instruction"}),
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

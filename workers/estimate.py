@@ -118,17 +118,19 @@ def _first_rows(draft: Draft, shard: Shard) -> Rows | None:
 def _tokenise(draft: Draft, sample: list[Rows]) -> tuple[int, int, int] | None:
     """Tokens and items (rows, or chunks) of the sampled rows as the adapter would cut them, and rows that it would reject."""
     try:
+        from ..adapters.pairs import pair_texts
         from ..adapters.tokens import TextTokenizer, encode_chunks, encode_rows
     except ModuleNotFoundError as error:
         if error.name != "tokenizers":
             raise
         return None
     tokenizer = TextTokenizer(draft.checkpoint.folder, draft.recipe)
+    pairs = pair_texts(draft.checkpoint.folder, draft.recipe) if draft.recipe.task == "score" else None
     tokens = items = refused = 0
     for rows in sample:
         columns: list[pa.Array] = [rows.batch.column(name) for name in draft.spec.steps[0].text]
-        if draft.recipe.long_text == "chunk":
-            prepared = encode_chunks(tokenizer, columns[0])
+        if pairs is not None or draft.recipe.long_text == "chunk":
+            prepared = pairs.prepare(columns) if pairs else encode_chunks(tokenizer, columns[0])
             costs, bad = prepared.costs.tolist(), prepared.bad
         else:
             encoded = encode_rows(tokenizer, columns)

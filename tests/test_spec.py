@@ -208,7 +208,7 @@ def test_every_spec_in_the_guide_loads(tmp_path: Path):
         specs.load(tmp_path / "job.yaml")
     for cls in (SourceSpec, StepSpec, SinkSpec, PolicySpec):
         for field in dataclasses.fields(cls):
-            if field.name not in ("verb", "activation", "version"):
+            if field.name not in ("verb", "activation", "template", "instruction", "query", "version"):
                 assert re.search(rf"^ *{field.name}: ", blocks[1], flags=re.MULTILINE), field.name
 
 
@@ -239,6 +239,7 @@ def job_specs(draw: st.DrawFn) -> JobSpec:
         step |= draw(st.sampled_from([{}, {"prompt": "query"}, {"prompt_text": "q: "}]))
     elif verb == "score":
         step["activation"] = draw(st.sampled_from(["", "identity", "sigmoid"]))
+        step |= {"template": draw(st.sampled_from(["", "qwen3"])), "instruction": draw(st.sampled_from(["", "i"]))}
     lance = draw(st.booleans())
     source = SourceSpec(
         paths=("lance://t",) if lance else tuple(draw(st.lists(name, min_size=1, max_size=3))),

@@ -261,7 +261,7 @@ def test_a_saved_cross_encoder_around_a_language_model(
     asked = library.CrossEncoder(str(folder), device="cpu").predict(PAIRS, prompt="Say so.")
     assert worst(score(adapter_of(folder, instruction="Say so.")), asked) <= 1e-4
     assert np.abs(asked - wanted).max() > 1e-4
-    with pytest.raises(ModelError, match="for `score`, not `encode`|sets processing_kwargs"):
+    with pytest.raises(ModelError, match=r"for `score`, not `encode`|sets processing_kwargs"):
         resolve(locate(str(folder)), task="encode")
 
 

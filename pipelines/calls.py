@@ -92,6 +92,19 @@ def plan(verb: str, model: str, inputs: object, options: Mapping[str, Any], into
     return Call(requests, starts)
 
 
+def paired(inputs: Any, query: str | None) -> Any:
+    """The inputs of `score`: as they are, or documents that each go with the one query. Raises UsageError: a document that is none."""
+    if query is None:
+        return inputs
+    documents = _listed(inputs, "documents")
+    for place, document in enumerate(documents):
+        if not isinstance(document, str):
+            raise UsageError(
+                f"documents[{place}]: expected text, since there is one query for all, found {show(document)}"
+            )
+    return [(query, document) for document in documents]
+
+
 def _listed(values: object, what: str) -> list[Any]:
     if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
         raise UsageError(f"{what}: expected a list of {what}, found {show(values)}")

@@ -91,11 +91,11 @@ def tiny_encoder(
     return path
 
 
-def tiny_cross_encoder(path: Path, architecture: str = "bert", *, activation: str = "Sigmoid") -> Path:
+def tiny_cross_encoder(path: Path, architecture: str = "bert", *, activation: str = "Sigmoid", **extra: Any) -> Path:
     """A *ForSequenceClassification with one label, as CrossEncoder saves it."""
     import transformers
 
-    _save(path, transformers.AutoModelForSequenceClassification, architecture, num_labels=1)
+    _save(path, transformers.AutoModelForSequenceClassification, architecture, num_labels=1, **extra)
     config = json.loads((path / "config.json").read_text())
     config["sentence_transformers"] = {
         "activation_fn": f"torch.nn.modules.{'linear' if activation == 'Identity' else 'activation'}.{activation}"

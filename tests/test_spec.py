@@ -90,6 +90,16 @@ REFUSED = {
         changed(encode={"activation": "identity"}),
         "steps[0].encode.activation: only score has this key",
     ),
+    "a query beside two columns": (
+        changed(score={"query": "q"}),
+        "steps[0].score.text: score takes one column, the document's, where the query comes from elsewhere, found 2",
+    ),
+    "two kinds of queries": (
+        {**changed(score={"query": "q", "text": "d"}), "queries": {"path": "q.csv"}},
+        "steps[0].score.query: give either one query for all rows, or queries",
+    ),
+    "queries without a place": ({**changed(score={}), "queries": {"id": "q"}}, "queries.paths: is missing"),
+    "queries of encode": ({**changed(), "queries": {"path": "q.csv"}}, "queries: only score has queries, not encode"),
     "score of one column": (
         changed(score={"text": "q"}),
         "steps[0].score.text: score takes two columns, like [query, document], found 1",

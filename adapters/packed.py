@@ -181,17 +181,23 @@ def load_model(folder: Path, auto_class: Any, dtype: torch.dtype) -> transformer
 
 
 def _first_rows_for_heads(model: transformers.PreTrainedModel) -> None:
-    """Let sequence classification heads, which look at position 0, see the first token of every packed text."""
+    """Let sequence classification heads, which look at position 0, see the first token of every packed text, or its mean."""
     if not type(model).__name__.endswith("ForSequenceClassification"):
         return
     backbone = getattr(model, model.base_model_prefix)  # pyright: ignore[reportArgumentType, reportCallIssue]
     pooler = getattr(backbone, "pooler", None)
+    mean = getattr(model.config, "classifier_pooling", "cls") == "mean"  # then the head averages what is one row here
 
     def pick(_module: nn.Module, _args: Any, output: Any) -> Any:
         segments = segments_in_flight()
         if segments is None:
             return output
-        first = output.last_hidden_state[0, segments.edges[:-1].long()][:, None]  # (texts, 1, width)
+        hidden = output.last_hidden_state[0]
+        if mean:
+            lengths = segments.lengths.to(hidden.device)
+            first = torch.segment_reduce(hidden.float(), "mean", lengths=lengths).to(hidden.dtype)[:, None]
+        else:
+            first = hidden[segments.edges[:-1].long()][:, None]  # (texts, 1, width)
         output.last_hidden_state = first
         if pooler is not None:
             output.pooler_output = pooler(first)

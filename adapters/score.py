@@ -77,9 +77,10 @@ class Scorer:
         rows = list(self.recipe.answers)
         if max(rows) >= whole.weight.shape[0]:
             raise ModelError(f"token {max(rows)} is none of the {whole.weight.shape[0]} that the model knows")
-        kept = nn.Linear(whole.in_features, len(rows), bias=whole.bias is not None, dtype=whole.weight.dtype)
+        bias: torch.Tensor | None = whole.bias
+        kept = nn.Linear(whole.in_features, len(rows), bias=bias is not None, dtype=whole.weight.dtype)
         with torch.no_grad():
             kept.weight.copy_(whole.weight[rows])
-            if whole.bias is not None:
-                kept.bias.copy_(whole.bias[rows])
+            if bias is not None:
+                kept.bias.copy_(bias[rows])
         model.set_output_embeddings(kept)

@@ -37,7 +37,9 @@ def named_template(opened: Opened, wish: Wishes) -> Template:
 
     Raises ModelError: none fits and none was named, or the tokenizer lacks its answers.
     """
-    table = parse_mapping(importlib.resources.files(__package__).joinpath(FILE).read_text("utf-8"), FILE, ModelError)
+    table = parse_mapping(
+        importlib.resources.files("lading.config").joinpath(FILE).read_text("utf-8"), FILE, ModelError
+    )
     where = opened.folder / "config.json"
     if wish.template and wish.template not in table:
         raise ModelError(f"template {wish.template!r}{nearest(wish.template, table)}")
@@ -140,7 +142,7 @@ def _rendered(source: str, values: dict[str, Any], path: Path) -> str:
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    jinja: Any = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     jinja.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     jinja.globals["raise_exception"] = refuse
     try:

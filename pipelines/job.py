@@ -23,8 +23,8 @@ from . import sources
 from .manifest import Manifest
 from .open_job import Job
 from .plan import Plan, schema_text
-from .queries import Queries
 from .provenance import metadata, output_schema, read_columns
+from .queries import Queries
 from .records import Input, Shard, rows_of
 from .sinks import Sink, open_sink
 from .spec import JobSpec, PolicySpec, StepSpec, identity, to_dict, validate

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -77,7 +78,7 @@ class Scorer:
         rows = list(self.recipe.answers)
         if max(rows) >= whole.weight.shape[0]:
             raise ModelError(f"token {max(rows)} is none of the {whole.weight.shape[0]} that the model knows")
-        bias: torch.Tensor | None = whole.bias
+        bias: Any = whole.bias  # None, if the layer has none
         kept = nn.Linear(whole.in_features, len(rows), bias=bias is not None, dtype=whole.weight.dtype)
         with torch.no_grad():
             kept.weight.copy_(whole.weight[rows])

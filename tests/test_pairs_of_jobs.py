@@ -20,6 +20,7 @@ from lading.pipelines.job import draft, start
 from lading.pipelines.spec import from_dict
 from lading.workers.estimate import estimate
 from lading.workers.run import run
+from tests import models_rerank
 
 QUERIES = {1: "what is a lading", 2: "how to open a file", 3: "a third question"}
 DOCUMENTS = ["A bill of lading lists goods.", "open() returns a file object.", "Nothing of the kind."]
@@ -75,6 +76,22 @@ def test_one_query_for_all_rows(place: Path, tiny_cross_encoder: Path):
     assert found.column_names == ["id", "docid", "score"]
     wanted = expected(tiny_cross_encoder, [(QUERIES[1], DOCUMENTS[document]) for _, document in CANDIDATES])
     np.testing.assert_allclose(found["score"].to_numpy(), wanted, rtol=1e-5)
+
+
+def test_a_language_model_in_a_job(place: Path):
+    """Template and instruction come from the command line, and are in the recipe that the output carries."""
+    folder = models_rerank.tiny_reranker(place / "lm", "qwen3")
+    command = ["score", "candidates.parquet", "--text", "passage", "--query", QUERIES[1], "--model", str(folder)]
+    command += ["--template", "qwen3", "--instruction", "Find the same.", "--to", "parquet://out", "-q"]
+    assert main(command) == 0
+    found = output()
+    recipe = resolve(locate(str(folder)), task="score", template="qwen3", instruction="Find the same.")
+    assert "<Instruct>: Find the same.\n<Query>: {query}\n<Document>: {document}" in recipe.template
+    assert json.loads(found.schema.metadata[b"lading.recipes"])["score"]["hash"] == recipe.hash
+    adapter = load(recipe, folder, device="cpu", threads=1)
+    pairs = [pa.array([QUERIES[1]] * len(CANDIDATES)), pa.array([DOCUMENTS[document] for _, document in CANDIDATES])]
+    wanted = adapter.run([(adapter.prepare(pairs), np.arange(len(CANDIDATES)))]).batch.column(0).to_numpy()
+    np.testing.assert_allclose(found["score"].to_numpy(), wanted, rtol=1e-4)
 
 
 def test_two_columns_say_the_same_as_a_table(place: Path, tiny_cross_encoder: Path):

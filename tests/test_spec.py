@@ -212,10 +212,12 @@ def test_every_spec_in_the_guide_loads(tmp_path: Path):
     """The YAML in docs/job-spec.md is valid, and its long form names every key of an encoding job."""
     guide = (Path(__file__).parent.parent / "docs" / "job-spec.md").read_text()
     blocks = re.findall(r"```yaml\n(.*?)```", guide, flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         (tmp_path / "job.yaml").write_text(block)
         specs.load(tmp_path / "job.yaml")
+    for field in dataclasses.fields(specs.QueriesSpec):
+        assert re.search(rf"^ *{field.name.removesuffix('s')}: ", blocks[3], flags=re.MULTILINE), field.name
     for cls in (SourceSpec, StepSpec, SinkSpec, PolicySpec):
         for field in dataclasses.fields(cls):
             if field.name not in ("verb", "activation", "template", "instruction", "query", "version"):

@@ -225,6 +225,13 @@ def test_what_cannot_be_asked_is_refused(tmp_path: Path):
         resolve(locate(str(folder)), task="score", template="qwen3")
     with pytest.raises(ModelError, match=r"instruction: may not hold \{query\}"):
         resolve(locate(str(folder)), task="score", template="mxbai-v2", instruction="{query}")
+    encoder = models.tiny_encoder(tmp_path / "e")
+    with pytest.raises(ModelError, match="this is BertModel; it is a model for `encode`"):
+        resolve(locate(str(encoder)), task="score")
+    config = json.loads((encoder / "config.json").read_text()) | {"architectures": ["Qwen3ForCausalLM"]}
+    (encoder / "config.json").write_text(json.dumps(config))  # as embedders made of language models are saved
+    with pytest.raises(ModelError, match="lists Transformer, Pooling, Normalize: a model for `encode`"):
+        resolve(locate(str(encoder)), task="score")
     with pytest.raises(ModelError, match="BertForSequenceClassification takes no instruction"):
         resolve(locate(str(models.tiny_cross_encoder(tmp_path / "c"))), task="score", instruction="x")
 

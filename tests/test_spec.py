@@ -217,7 +217,7 @@ def test_every_spec_in_the_guide_loads(tmp_path: Path):
         (tmp_path / "job.yaml").write_text(block)
         specs.load(tmp_path / "job.yaml")
     for field in dataclasses.fields(specs.QueriesSpec):
-        assert re.search(rf"^ *{field.name.removesuffix('s')}: ", blocks[3], flags=re.MULTILINE), field.name
+        assert re.search(rf"^ *{field.name.removesuffix('s')}: ", blocks[4], flags=re.MULTILINE), field.name
     for cls in (SourceSpec, StepSpec, SinkSpec, PolicySpec):
         for field in dataclasses.fields(cls):
             if field.name not in ("verb", "activation", "template", "instruction", "query", "version"):

@@ -14,7 +14,7 @@ __all__ = ["Adapter", "Outputs", "Prepared", "check_device", "load", "streams"]
 # Task of a recipe -> module and class. Imported when asked for, so that importing this package needs no torch.
 ADAPTERS = {
     "encode": ("encode", "Encoder"),
-    "score": ("score", "CrossEncoder"),
+    "score": ("score", "Scorer"),
     "extract": ("extract", "TokenClassifier"),
 }
 

@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import json
 import logging
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +77,17 @@ class PackedModel:
     """One loaded checkpoint, ready to run packed batches."""
 
     def __init__(
-        self, recipe: Recipe, folder: Path, auto_class: Any, *, device: str = "auto", threads: int = 0
+        self,
+        recipe: Recipe,
+        folder: Path,
+        auto_class: Any,
+        *,
+        device: str = "auto",
+        threads: int = 0,
+        adjust: Callable[[transformers.PreTrainedModel], None] | None = None,
     ) -> None:
-        """`auto_class`: the transformers AutoModel class that has the head wanted. `threads`: CPU only, 0 for
+        """`auto_class`: the transformers AutoModel class that has the head wanted. `adjust`: changes the model before
+        anything is run. `threads`: CPU only, 0 for
         what OMP_NUM_THREADS says, else all cores; each runs a batch of its own, so torch is left one in each.
 
         Raises ModelError if the checkpoint is incomplete, unsafe, or cannot be run packed.
@@ -93,6 +101,8 @@ class PackedModel:
             self.streams = streams("cpu", threads)
             torch.set_num_threads(1)
         self.model = load_model(folder, auto_class, dtype, recipe.task_adapter)
+        if adjust is not None:
+            adjust(self.model)
         self.model.to(device=self.device)  # pyright: ignore[reportCallIssue]
         config = self.model.config
         self.model_type: str = config.model_type
@@ -110,9 +120,9 @@ class PackedModel:
         products = self._become_packed(dtype)
         self.kernel = f"{self.backend.name}+{products}/{self.device.type}/{recipe.precision}"
 
-    def forward(self, batch: Batch) -> Any:
+    def forward(self, batch: Batch, **more: torch.Tensor) -> Any:
         """transformers' output for a packed batch: hidden states and token logits have shape (1, tokens, width)."""
-        inputs: dict[str, torch.Tensor] = {"input_ids": batch.tokens}
+        inputs: dict[str, torch.Tensor] = {"input_ids": batch.tokens, **more}
         if self._takes_positions:
             inputs["position_ids"] = batch.positions + self.first_position
         if self.uses_types:
@@ -211,6 +221,7 @@ def _first_rows_for_heads(model: transformers.PreTrainedModel) -> None:
     mean = getattr(model.config, "classifier_pooling", "cls") == "mean"
     backbone = getattr(model, model.base_model_prefix)  # pyright: ignore[reportArgumentType, reportCallIssue]
     pooler = getattr(backbone, "pooler", None)
+    mean = getattr(model.config, "classifier_pooling", "cls") == "mean"  # then the head averages what is one row here
 
     def pick(_module: nn.Module, _args: Any, output: Any) -> Any:
         segments = segments_in_flight()

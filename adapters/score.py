@@ -1,27 +1,33 @@
-"""Scores of text pairs by a cross-encoder: (query, document) in, one float out. Follows sentence-transformers' CrossEncoder."""
+"""Scores of text pairs: (query, document) in, one float out.
+
+A cross-encoder gives one label, as sentence-transformers' CrossEncoder has it. A language model is asked through a template, and its
+logits of one or two tokens, at the last place of each text, make the score.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 import transformers
+from torch import nn
 
 from ..config.errors import ModelError
 from ..config.outputs import result_fields
 from ..config.recipe import Recipe
 from .contract import Outputs, Prepared
 from .packed import PackedModel, gather
-from .tokens import Ragged, TextTokenizer, encode_rows
+from .pairs import pair_texts
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"identity": lambda x: x, "sigmoid": torch.sigmoid}
 
 
-class CrossEncoder:
-    """Two texts to one score. Cost: tokens of both, special tokens included."""
+class Scorer:
+    """Two texts to one score. Cost: tokens of both, special tokens and template included."""
 
     inputs = 2
 
@@ -33,27 +39,49 @@ class CrossEncoder:
             raise ModelError("pairs cannot be chunked; long_text must be truncate or reject")
         self.recipe = recipe
         self.fields = result_fields(recipe)
-        self.tokenizer = TextTokenizer(folder, recipe)
-        self.tokenizer.check_pairs(folder)
-        auto_class = transformers.AutoModelForSequenceClassification
-        self.packed = PackedModel(recipe, folder, auto_class, device=device, threads=threads)
+        if recipe.answers:
+            auto_class, adjust = transformers.AutoModelForCausalLM, self._keep_answers
+        else:
+            auto_class, adjust = transformers.AutoModelForSequenceClassification, None
+        self.packed = PackedModel(recipe, folder, auto_class, device=device, threads=threads, adjust=adjust)
         labels = self.packed.model.config.num_labels
-        if labels != 1:
+        if not recipe.answers and labels != 1:
             raise ModelError(f"{folder} gives {labels} labels for a pair; a score needs a model with one")
+        self.texts = pair_texts(folder, recipe, types=self.packed.uses_types and not recipe.answers)
         self.kernel = self.packed.kernel
         self.device, self.streams = str(self.packed.device), self.packed.streams
 
     def prepare(self, columns: list[pa.Array]) -> Prepared:
-        """See `Adapter.prepare`. A pair that is too long loses tokens of its longer text first."""
-        encoded = encode_rows(self.tokenizer, columns)
-        return encoded.prepared(Ragged.of(encoded.encodings, types=self.packed.uses_types))
+        """See `Adapter.prepare`."""
+        return self.texts.prepare(columns)
 
     @torch.inference_mode()
     def run(self, parts: list[tuple[Prepared, np.ndarray]]) -> Outputs:
         """See `Adapter.run`."""
         batch = gather(parts, self.packed.device)
-        logits = self.packed.forward(batch).logits[:, 0].float()
+        if self.recipe.answers:
+            last = batch.segments.edges[1:].long() - 1
+            logits = self.packed.forward(batch, logits_to_keep=last).logits[0].float()  # (texts, answers)
+            logits = logits[:, 0] if logits.shape[1] == 1 else logits[:, 0] - logits[:, 1]
+        else:
+            logits = self.packed.forward(batch).logits[:, 0].float()
         scores = np.empty(len(batch.order), np.float32)
         scores[batch.order] = ACTIVATIONS[self.recipe.activation](logits).cpu().numpy()
         bad = {int(item): "the score is NaN or infinite" for item in np.flatnonzero(~np.isfinite(scores))}
         return Outputs(pa.RecordBatch.from_arrays([pa.array(scores)], schema=pa.schema(self.fields)), bad)
+
+    def _keep_answers(self, model: transformers.PreTrainedModel) -> None:
+        """Leave of the model's last layer the rows of the answers alone: of a vocabulary of 150,000 two are looked at."""
+        whole = model.get_output_embeddings()
+        if not isinstance(whole, nn.Linear):
+            raise ModelError(f"{type(model).__name__} has no linear layer that gives the logits of its vocabulary")
+        rows = list(self.recipe.answers)
+        if max(rows) >= whole.weight.shape[0]:
+            raise ModelError(f"token {max(rows)} is none of the {whole.weight.shape[0]} that the model knows")
+        bias: Any = whole.bias  # None, if the layer has none
+        kept = nn.Linear(whole.in_features, len(rows), bias=bias is not None, dtype=whole.weight.dtype)
+        with torch.no_grad():
+            kept.weight.copy_(whole.weight[rows])
+            if bias is not None:
+                kept.bias.copy_(bias[rows])
+        model.set_output_embeddings(kept)

@@ -9,9 +9,9 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,8 @@ from ..config.outputs import chunk_fields
 from ..config.recipe import Recipe
 from . import chunking
 from .contract import Prepared
+
+Layout = TypeVar("Layout")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -280,6 +282,26 @@ class TextTokenizer:
             head.special_tokens_mask[:kept] + whole.special_tokens_mask[first:],
             [whole.ids[kept:first]],
         )
+
+    def plain(self, texts: Iterable[str], *, beginnings: bool = False) -> dict[str, list[int]]:
+        """Token ids of each text as it stands, without special tokens; with `beginnings`, of far too long ones only the first.
+
+        Those are right up to max_tokens, and go on beyond.
+        """
+        wanted, enough = list(texts), self.recipe.max_tokens + MARGIN_TOKENS
+        given = [_beginning(text, self.recipe.max_tokens) for text in wanted] if beginnings else wanted
+        found = {}
+        encodings = self._whole.encode_batch(given, add_special_tokens=False)
+        for text, part, encoding in zip(wanted, given, encodings, strict=True):
+            ids = encoding.ids
+            if len(part) < len(text) and len(ids) < enough:
+                ids = self._whole.encode(text, add_special_tokens=False).ids
+            found[text] = ids
+        return found
+
+    def pair_layout(self, read: Callable[[Tokenizer], Layout]) -> Layout:
+        """What `read` finds in the tokenizer, which neither cuts nor pads."""
+        return read(self._whole)
 
     def _reaches_past_the_limit(self, encoding: Encoding) -> bool:
         """Whether the tokens that were cut off are enough for none of those kept to have seen where the text was cut."""

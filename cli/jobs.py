@@ -46,7 +46,10 @@ def encode(**given: Any) -> int:
 @click.command()
 @opt.options(
     opt.SOURCE,
-    opt.text(of="One column of the pair; give it twice: query, then document."),
+    opt.text(
+        of="One column of the pair; give it twice: query, then document. Once, if the query is not in the source."
+    ),
+    opt.QUERIES,
     opt.MODEL,
     opt.ACTIVATION,
     opt.INSTRUCTION,
@@ -57,7 +60,7 @@ def encode(**given: Any) -> int:
     ENDING,
 )
 def score(**given: Any) -> int:
-    """Score pairs of texts with a cross-encoder: one float per row."""
+    """Score pairs of texts with a reranker: one float per row."""
     return _quick("score", given)
 
 

@@ -117,6 +117,27 @@ ACTIVATION: tuple[Decorator, ...] = (
     click.option(
         "--activation", type=_choice("identity", "sigmoid"), help="Over the score.  [default: what the checkpoint says]"
     ),
+    click.option(
+        "--template",
+        metavar="NAME",
+        help="How a language model is asked: qwen3, mxbai-v2, bge-gemma.  [default: by the checkpoint]",
+    ),
+    click.option("--instruction", metavar="TEXT", help="What relevance means, for a language model."),
+)
+
+# Queries that are not in the source: one for all rows, or a table that rows refer to.
+QUERIES: tuple[Decorator, ...] = (
+    click.option(
+        "--query", metavar="TEXT", help="One query for all rows; --text then names the document's column alone."
+    ),
+    click.option("--queries", metavar="PATH", multiple=True, help="A table of queries that rows refer to; repeat it."),
+    click.option("--queries-id", metavar="COL", help="Its column that names a query.  [default: qid]"),
+    click.option("--queries-text", metavar="COL", help="Its column of texts.  [default: text]"),
+    click.option(
+        "--queries-by",
+        metavar="COL",
+        help="The source's column that names the row's query.  [default: as --queries-id]",
+    ),
 )
 
 
@@ -257,15 +278,21 @@ def text(*, of: str, default: str = "") -> tuple[Decorator, ...]:
 
 def quick_spec(verb: str, given: Mapping[str, Any]) -> JobSpec:
     """The job that a quick verb's options describe. `given` holds the options by field name."""
-    from ..pipelines.spec import JobSpec, PolicySpec, QueueSpec, SinkSpec, SourceSpec, StepSpec
+    from ..pipelines.spec import JobSpec, PolicySpec, QueriesSpec, QueueSpec, SinkSpec, SourceSpec, StepSpec
 
     step = StepSpec(verb=verb, **_fields(StepSpec, given))
+    queries = {
+        "paths" if name == "queries" else name.removeprefix("queries_"): value
+        for name, value in given.items()
+        if name.startswith("queries")
+    }
     return JobSpec(
         source=SourceSpec(**_fields(SourceSpec, given)),
         steps=(step,),
         sink=SinkSpec(**_fields(SinkSpec, given)),
         policy=PolicySpec(**_fields(PolicySpec, given)),
         queue=QueueSpec(**_fields(QueueSpec, given)),
+        queries=QueriesSpec(**_fields(QueriesSpec, queries)),
     )
 
 

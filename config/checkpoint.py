@@ -79,6 +79,7 @@ def resolve_with_origins(checkpoint: Checkpoint, *, task: str, **wishes: Any) ->
             f"{known.name} is a model for `{known.task}`, so {checkpoint.name} is not known as that for `{task}`"
         )
     keys = _TRANSFORMER_KEYS | (_LATE_KEYS if line_of(modules) == "multi_vector" else set())
+    keys |= {"processing_kwargs"} if task == "score" else set()  # those are read by scorers.py
     saved_in, transformer = ("", {}) if table else _transformer_config(home, keys)
     path = home / "config.json"
     config = native(read_json(path), path)

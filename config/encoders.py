@@ -32,6 +32,8 @@ _NEEDS = {"top_k": ("sparse", 0), "threshold": ("sparse", 0), "token_pooling": (
 def settle(recipe: Recipe, opened: Opened, wish: Wishes) -> Recipe:
     """`recipe` with what `encode` adds. Raises ModelError: a model of another kind, or a wish that it cannot fulfil."""
     line = line_of(opened.modules)
+    if line == "score":
+        raise ModelError(f"{opened.folder / 'modules.json'}: lists a LogitScore: a model for `score`, not `encode`")
     own = "multi_vector" if opened.architecture == STANFORD and not opened.is_pipeline else _OWN[line]
     _check_kind(opened, wish, line, own)
     outputs = _outputs(opened, wish, own)
@@ -126,8 +128,12 @@ def _check_kind(opened: Opened, wish: Wishes, line: str, own: str) -> None:
         )
     if saved_as not in (None, *_SAVED_AS[own]):
         raise ModelError(
-            f"{opened.folder / SENTENCE_TRANSFORMERS}: says {saved_as}, but its modules give {own} output: the files do not "
-            "belong together"
+            f"{opened.folder / SENTENCE_TRANSFORMERS}: "
+            + (
+                "a CrossEncoder, for `score`, not `encode`"
+                if saved_as == "CrossEncoder"
+                else f"says {saved_as}, but its modules give {own} output: the files do not belong together"
+            )
         )
     if line == "dense" and len(opened.modules) < 2 and not wish.pooling and not (opened.known and opened.known.pooling):
         raise ModelError(

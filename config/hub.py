@@ -188,7 +188,7 @@ def _wanted(names: list[str], folders: list[str], shards: set[str]) -> list[str]
         elif name.endswith(".safetensors"):
             wanted = name in weights or not name.startswith(_OTHER_COPIES)
         else:
-            wanted = name == "artifact.metadata" or name.endswith((".json", *older))
+            wanted = name == "artifact.metadata" or name.endswith((".json", ".jinja", *older))
         found += [name] * wanted
     return found
 

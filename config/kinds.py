@@ -7,6 +7,7 @@ from .errors import ModelError
 from .hub import SENTENCE_TRANSFORMERS
 from .wishes import Opened
 
+# What the verbs ask for; `score` takes a *ForCausalLM too.
 HEADS = {"score": "ForSequenceClassification", "extract": "ForTokenClassification"}
 
 
@@ -19,11 +20,13 @@ def check_head(opened: Opened, verb: str) -> None:
     """Raises ModelError unless the model has the head of `verb`, and nothing that the verb does not apply."""
     folder, verb_found = opened.folder, verb_of(opened.architecture)
     if verb_found != verb:
+        if not verb_found and (opened.is_pipeline or opened.architecture.endswith("Model")):
+            verb_found = "encode"
         known = f"; it is a model for `{verb_found}`" if verb_found else ""
         named = opened.architecture or "of no stated architecture"
         raise ModelError(f"{folder / 'config.json'}: `{verb}` needs a *{HEADS[verb]}, and this is {named}{known}")
     if opened.is_pipeline:
         kinds = ", ".join(module.kind for module in opened.modules)
         raise ModelError(f"{folder / 'modules.json'}: lists {kinds}: a model for `encode`")
-    if read_json(folder / SENTENCE_TRANSFORMERS).get("default_prompt_name"):
+    if verb != "score" and read_json(folder / SENTENCE_TRANSFORMERS).get("default_prompt_name"):
         raise ModelError(f"{folder / SENTENCE_TRANSFORMERS}: has a default prompt, which `{verb}` does not apply")

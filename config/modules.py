@@ -50,12 +50,14 @@ _LETTERS = {
     "SparseStaticEmbedding": "I",
     "StaticEmbedding": "L",
     "MultiVectorMask": "M",
+    "LogitScore": "G",
 }
 _LINES = {
     "dense": "T(PD*N?)?",
     "static": "LN?",
     "sparse": "TS",
     "idf": "I",
+    "score": "TG",
     "multi_vector": "TD+(MN?|NM?)?",
 }
 _OTHER_NAMES = {
@@ -94,7 +96,7 @@ def read_modules(folder: Path, side: str = "document") -> list[Module]:
             f"{path}: {', '.join(one.kind for one in modules)}: Lading knows Transformer, Pooling, any number of Dense, Normalize, "
             "in this order; Transformer, SpladePooling; Transformer, Dense, MultiVectorMask, Normalize; StaticEmbedding, Normalize"
         )
-    if line in ("dense", "sparse", "multi_vector") and modules[0].path:
+    if line in ("dense", "sparse", "multi_vector", "score") and modules[0].path:
         raise ModelError(
             f"{path}: the Transformer lies in {modules[0].path}; move its files beside modules.json and set its path to ''"
         )

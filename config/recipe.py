@@ -29,7 +29,7 @@ class Recipe:
     pooling: str = ""  # encode: mean | cls | max | last | mean_sqrt_len | weighted_mean
     modules: tuple[str, ...] = ()  # folders of Dense modules applied after pooling, in order
     normalize: bool = False  # encode: L2, after slicing to `dims`
-    prompt: str = ""  # put before every text
+    prompt: str = ""  # put before every text; of a pair, before the first
     task_adapter: str = ""  # encode: which of the adapters inside the checkpoint its weights are merged with
     include_prompt: bool = True  # encode: whether the prompt's tokens are pooled
     lower_case: bool = False  # sentence_bert_config.json's do_lower_case, applied before the tokenizer
@@ -40,6 +40,12 @@ class Recipe:
     chunk_tokens: int = 0  # chunk: tokens per chunk, special tokens included; 0 is max_tokens
     chunk_overlap: int = 0  # chunk: tokens shared by neighbours
     activation: str = ""  # score: identity | sigmoid
+    template: tuple[
+        str, ...
+    ] = ()  # score by a language model: the text around {query} and {document}, in pieces tokenised alone
+    answers: tuple[
+        int, ...
+    ] = ()  # score by a language model: the token whose logit counts for the document, the one against
     labels: tuple[str, ...] = ()  # extract: the label of each class id
     aggregation: str = ""  # extract: simple (runs of one label become one entity)
     outputs: tuple[str, ...] = ("dense",)  # encode: dense | sparse | multi_vector, in this order

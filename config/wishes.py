@@ -34,6 +34,7 @@ class Wishes:
     top_k: int = 0
     threshold: float = 0.0
     token_pooling: int = 1
+    template: str = ""  # how a language model is asked for a score
 
 
 WISHES = tuple(field.name for field in dataclasses.fields(Wishes))

@@ -48,6 +48,8 @@ class EncodeOptions(Options, total=False):
 class ScoreOptions(Options, total=False):
     instruction: str
     activation: str  # identity | sigmoid
+    template: str
+    instruction: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -126,6 +128,19 @@ def plan(verb: str, model: str, inputs: object, options: Mapping[str, Any], into
         for start, stop in itertools.pairwise(starts)
     ]
     return Call(requests, starts, asked.outputs, asked.token_columns and not into)
+
+
+def paired(inputs: Any, query: str | None) -> Any:
+    """The inputs of `score`: as they are, or documents that each go with the one query. Raises UsageError: a document that is none."""
+    if query is None:
+        return inputs
+    documents = _listed(inputs, "documents")
+    for place, document in enumerate(documents):
+        if not isinstance(document, str):
+            raise UsageError(
+                f"documents[{place}]: expected text, since there is one query for all, found {show(document)}"
+            )
+    return [(query, document) for document in documents]
 
 
 def _listed(values: object, what: str) -> list[Any]:

@@ -33,6 +33,7 @@ from .calls import (
     Vectors,
     finished,
     merge,
+    paired,
     plan,
 )
 
@@ -105,15 +106,16 @@ class _Verbs(Generic[Answered, Ticketed]):
     def score(
         self,
         model: str,
-        pairs: Sequence[tuple[str, str]],
+        pairs: Sequence[tuple[str, str]] | Sequence[str],
         *,
+        query: str | None = None,
         timeout_s: float = 60.0,
         on_error: OnError = "raise",
         when_full: WhenFull = "wait",
         **options: Unpack[ScoreOptions],
     ) -> Answered:
-        """One score per pair (query, document), in order: float32 array (n,)."""
-        return self._ask("score", model, pairs, options, timeout_s, on_error, when_full)
+        """One score per pair (query, document), in order: float32 array (n,). With `query` a list of documents is enough."""
+        return self._ask("score", model, paired(pairs, query), options, timeout_s, on_error, when_full)
 
     def extract(
         self,
@@ -150,8 +152,9 @@ class _Verbs(Generic[Answered, Ticketed]):
     def submit_score(
         self,
         model: str,
-        pairs: Sequence[tuple[str, str]],
+        pairs: Sequence[tuple[str, str]] | Sequence[str],
         *,
+        query: str | None = None,
         into: str = "",
         ids: Sequence[str] = (),
         expires_s: float = 0.0,
@@ -160,7 +163,7 @@ class _Verbs(Generic[Answered, Ticketed]):
         **options: Unpack[ScoreOptions],
     ) -> Ticketed:
         """As `submit_encode`, for `score`."""
-        return self._submit("score", model, pairs, options, into, ids, expires_s, timeout_s, when_full)
+        return self._submit("score", model, paired(pairs, query), options, into, ids, expires_s, timeout_s, when_full)
 
     def submit_extract(
         self,

@@ -24,6 +24,7 @@ from .manifest import Manifest
 from .open_job import Job
 from .plan import Plan, schema_text
 from .provenance import metadata, output_schema, read_columns
+from .queries import Queries
 from .records import Input, Shard, rows_of
 from .sinks import Sink, open_sink
 from .spec import JobSpec, PolicySpec, StepSpec, identity, to_dict, validate
@@ -47,6 +48,7 @@ class Draft:
     schema: pa.Schema
     sink: Sink
     manifest: Manifest | None  # of an earlier run of the same job
+    queries: Queries | None  # of a score whose queries are not in the source
 
     @property
     def rows(self) -> int | None:
@@ -54,9 +56,15 @@ class Draft:
         return rows_of(self.shards)
 
 
-def job_id(spec: JobSpec, format: str, inputs: list[Input]) -> str:
+def job_id(spec: JobSpec, format: str, inputs: list[Input], queries: list[Input]) -> str:
     """Hash of the spec as written and the snapshot of the source: the same question about the same data."""
-    asked = {"spec": identity(spec), "format": format, "inputs": [dataclasses.astuple(one) for one in inputs]}
+    asked: dict[str, Any] = {
+        "spec": identity(spec),
+        "format": format,
+        "inputs": [dataclasses.astuple(one) for one in inputs],
+    }
+    if queries:
+        asked["queries"] = [dataclasses.astuple(one) for one in queries]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:JOB_ID_DIGITS]
 
 
@@ -77,21 +85,26 @@ def draft(spec: JobSpec) -> Draft:
     validate(spec)
     format, inputs = sources.snapshot(spec.source)
     source = sources.check_columns(spec.source, format, inputs, read_columns(spec), texts=list(spec.steps[0].text))
+    queries = Queries.of(spec)
+    if queries is not None:
+        queries.check_source(source)
     checkpoint, recipe = resolve_step(spec.steps[0], spec)
     schema = output_schema(spec, source, recipe)
     schema = schema.with_metadata({**(schema.metadata or {}), **metadata(spec, recipe, checkpoint, schema)})
     sink = open_sink(spec.sink.to)
     sink.output.check_places()
-    id = job_id(spec, format, inputs)
+    id = job_id(spec, format, inputs, queries.inputs if queries else [])
     manifest = Manifest.find(sink.output, id)
     if manifest is not None:
         _same_recipe(manifest.plan, recipe)
         plan = manifest.plan
         shards, duplicates = plan.shards, plan.duplicates
-        return Draft(spec, id, format, inputs, source, shards, duplicates, checkpoint, recipe, schema, sink, manifest)
+        return Draft(
+            spec, id, format, inputs, source, shards, duplicates, checkpoint, recipe, schema, sink, manifest, queries
+        )
     sink.check(id, schema, on_existing=spec.sink.on_existing)
     shards, duplicates = sources.plan(spec.source, format, inputs, spec.policy.shard_rows)
-    return Draft(spec, id, format, inputs, source, shards, duplicates, checkpoint, recipe, schema, sink, None)
+    return Draft(spec, id, format, inputs, source, shards, duplicates, checkpoint, recipe, schema, sink, None, queries)
 
 
 def start(draft: Draft) -> Job:
@@ -125,6 +138,7 @@ def _plan(draft: Draft) -> Plan:
         source=schema_text(draft.source),
         schema=schema_text(draft.schema),
         created=time.time(),
+        queries=draft.queries.inputs if draft.queries else [],
     )
 
 

@@ -21,6 +21,7 @@ from . import sources
 from .generations import Totals
 from .manifest import Manifest, Work
 from .output import Folded, Output
+from .queries import Queries, model_columns
 from .records import Receipt, Reject, Rows, rows_of
 from .sinks import Sink, open_sink
 from .spec import JobSpec, from_dict
@@ -50,6 +51,7 @@ class Job:
     recipe: Recipe
     rejected: int = 0  # rows, as of the last fold
     _cancelled: bool = False
+    _queries: Queries | None = None
 
     @classmethod
     def of(cls, manifest: Manifest, sink: Sink, spec: JobSpec | None = None) -> Job:
@@ -69,8 +71,8 @@ class Job:
 
     @property
     def texts(self) -> list[str]:
-        """Source columns that the model reads, in its order."""
-        return list(self.spec.steps[0].text)
+        """Columns of what `read` gives that the model reads, in its order."""
+        return model_columns(self.spec)
 
     def enter(self) -> None:
         """Register with the output, or leave one whose end another process had no time to tell. Idempotent, safe to race.
@@ -97,10 +99,13 @@ class Job:
             plan.inputs,
             work.shard,
             self.source,
-            texts=self.texts,
+            texts=list(self.spec.steps[0].text),
             duplicates=plan.duplicates.get(work.shard.number),
         )
+        self._queries = self._queries or Queries.of(self.spec, plan.queries)
         for rows in batches:
+            if self._queries is not None:
+                rows = self._queries.join(rows, work.shard.number)
             yield rows if work.ordinals is None else only(rows, work.ordinals)
 
     def attempt(self, work: Work) -> Place:

@@ -31,6 +31,9 @@ class Plan:
     source: str  # schema of what is read (id, then the columns asked for): a serialised Arrow schema, base64
     schema: str  # of the output, likewise
     created: float  # Unix time, for people
+    queries: list[Input] = dataclasses.field(
+        default_factory=list
+    )  # the snapshot of a table of queries; left out without one
     version: int = PLAN_VERSION
 
     @property
@@ -44,8 +47,10 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; inputs and shards as rows of their fields, since there may be a million."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        queries = [dataclasses.astuple(one) for one in fields.pop("queries")]
         return {
             **fields,
+            **({"queries": queries} if queries else {}),
             "inputs": [dataclasses.astuple(one) for one in self.inputs],
             "shards": [dataclasses.astuple(one) for one in self.shards],
             "duplicates": {str(shard): [int(one) for one in ordinals] for shard, ordinals in self.duplicates.items()},
@@ -58,6 +63,7 @@ class Plan:
         duplicates = {int(shard): np.array(ordinals, np.int64) for shard, ordinals in stored["duplicates"].items()}
         inputs, shards = [Input(*one) for one in stored["inputs"]], [Shard(*one) for one in stored["shards"]]
         fields: dict[str, Any] = {**stored, "inputs": inputs, "shards": shards, "duplicates": duplicates}
+        fields["queries"] = [Input(*one) for one in stored.get("queries", [])]
         return cls(**fields)
 
 

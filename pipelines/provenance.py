@@ -21,14 +21,20 @@ RECIPES = "lading.recipes"
 
 
 def kept_columns(spec: JobSpec) -> list[str]:
-    """Source columns carried into the output: the named ones, or the texts themselves."""
-    keep = spec.source.keep if spec.source.keep is not None else spec.steps[0].text
+    """Source columns carried into the output: the named ones, or the texts themselves and what names the query."""
+    texts = (*_query_column(spec), *spec.steps[0].text)
+    keep = spec.source.keep if spec.source.keep is not None else texts
     return [name for name in dict.fromkeys(keep) if name != "id"]
 
 
 def read_columns(spec: JobSpec) -> list[str]:
     """Source columns a job reads besides the id: the step's texts, then what is carried."""
-    return list(dict.fromkeys([*spec.steps[0].text, *kept_columns(spec)]))
+    return list(dict.fromkeys([*spec.steps[0].text, *_query_column(spec), *kept_columns(spec)]))
+
+
+def _query_column(spec: JobSpec) -> tuple[str, ...]:
+    """The column that names a row's query in a table of them, if there is one."""
+    return (spec.queries.key,) if spec.queries.paths else ()
 
 
 def entries(recipe: Recipe, entry: dict[str, Any], column: str = "") -> dict[str, dict[str, Any]]:

@@ -51,6 +51,24 @@ class StepSpec:
     )
     normalize: bool | None = None  # encode; None is: what the checkpoint says
     known_as: str = ""  # its name in the catalogue, for what its files do not say; "" is: its name on the hub
+    template: str = ""  # score by a language model: qwen3 | mxbai-v2 | bge-gemma; "" is: what the checkpoint says
+    query: str = ""  # score: the query of every row, in place of a column; `text` then names the documents alone
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class QueriesSpec:
+    """A table of queries that rows of the source refer to, for `score`. No paths: there is none."""
+
+    paths: tuple[str, ...] = ()
+    format: str = ""  # as of a source
+    id: str = "qid"  # column that names a query
+    text: str = "text"  # column of its text
+    by: str = ""  # column of the source that names the row's query; "" is: called as `id`
+
+    @property
+    def key(self) -> str:
+        """The source's column."""
+        return self.by or self.id
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,11 +105,18 @@ class JobSpec:
     sink: SinkSpec
     policy: PolicySpec = dataclasses.field(default_factory=PolicySpec)
     queue: QueueSpec = dataclasses.field(default_factory=QueueSpec)
+    queries: QueriesSpec = dataclasses.field(default_factory=QueriesSpec)
     version: int = SPEC_VERSION
 
 
-_SECTIONS: dict[str, type[Any]] = {"source": SourceSpec, "sink": SinkSpec, "policy": PolicySpec, "queue": QueueSpec}
-_OPTIONAL = ("policy", "queue")
+_SECTIONS: dict[str, type[Any]] = {
+    "source": SourceSpec,
+    "sink": SinkSpec,
+    "policy": PolicySpec,
+    "queue": QueueSpec,
+    "queries": QueriesSpec,
+}
+_OPTIONAL = ("policy", "queue", "queries")
 
 
 def load(path: str | Path) -> JobSpec:
@@ -163,7 +188,7 @@ def _build(
         fail(where, path, f"expected keys and values, found {show(given)}")
     given = dict(given)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.name not in fixed}
-    if "path" in given and cls is SourceSpec:
+    if "path" in given and cls in (SourceSpec, QueriesSpec):
         if "paths" in given:
             fail(where, f"{path}.path", "give either path or paths")
         given["paths"] = given.pop("path")

@@ -32,7 +32,7 @@ VERBS: dict[str, frozenset[str]] = {
             "token_pooling",
         }
     ),
-    "score": frozenset({"activation", "instruction"}),
+    "score": frozenset({"activation", "template", "instruction", "query"}),
     "extract": frozenset(),
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -77,12 +77,13 @@ _TYPES: dict[str, tuple[Callable[[object], bool], str]] = {
 
 def check_rules(spec: JobSpec, where: str) -> None:
     """Raise SpecError, naming `where` and the key, unless every value of a well-shaped spec of one step makes sense."""
-    for name in ("source", "sink", "policy", "queue"):
+    for name in ("source", "sink", "policy", "queue", "queries"):
         _check_values(getattr(spec, name), where, name)
     step = spec.steps[0]
     path = f"steps[0].{step.verb}"
     _check_values(step, where, path)
-    _check_step(step, where, path)
+    _check_step(step, where, path, queries=bool(spec.queries.paths))
+    _check_queries(spec, where, path)
     _check_source(spec.source, where)
     _check_sink(spec, where)
     _check_chunks(spec, where)
@@ -117,7 +118,11 @@ def _check_values(section: Any, where: str, path: str) -> None:
         fits, wanted = _TYPES[str(field.type)]
         if not fits(value):
             fail(where, key, f"expected {wanted}, found {show(value)}")
-        if field.name in _NOT_EMPTY and (not value or "" in tuple(value)):
+        if (
+            field.name in _NOT_EMPTY
+            and (value or field.default is dataclasses.MISSING)
+            and (not value or "" in tuple(value))
+        ):
             fail(where, key, "is empty")
         if is_number(value) and value < _AT_LEAST.get(field.name, 0):
             fail(where, key, f"must be at least {_AT_LEAST.get(field.name, 0)}, found {value}")
@@ -126,14 +131,31 @@ def _check_values(section: Any, where: str, path: str) -> None:
             fail(where, key, f"{value!r} is none of the choices{nearest(value, choices)}")
 
 
-def _check_step(step: StepSpec, where: str, path: str) -> None:
+def _check_queries(spec: JobSpec, where: str, path: str) -> None:
+    queries, step = spec.queries, spec.steps[0]
+    if not queries.paths:
+        for field in dataclasses.fields(queries):
+            if getattr(queries, field.name) != field.default:
+                fail(where, "queries.paths", "is missing: where the queries are")
+    elif step.verb != "score":
+        fail(where, "queries", f"only score has queries, not {step.verb}")
+    elif step.query:
+        fail(where, f"{path}.query", "give either one query for all rows, or queries, a table of them")
+    elif not queries.id or not queries.text:
+        fail(where, "queries", "id and text name columns, and one is empty")
+
+
+def _check_step(step: StepSpec, where: str, path: str, *, queries: bool) -> None:
     for verb, own in VERBS.items():
         for field in dataclasses.fields(step):
             if field.name in own - VERBS[step.verb] and getattr(step, field.name) != field.default:
                 fail(where, f"{path}.{field.name}", f"only {verb} has this key")
-    wanted = 2 if step.verb == "score" else 1
+    given = queries or bool(step.query)  # from elsewhere than the source
+    wanted = 2 if step.verb == "score" and not given else 1
     if len(step.text) != wanted:
         names = "two columns, like [query, document]" if wanted == 2 else "one column"
+        if step.verb == "score" and given:
+            names += ", the document's, where the query comes from elsewhere"
         fail(where, f"{path}.text", f"{step.verb} takes {names}, found {len(step.text)}")
     if step.prompt_text and step.prompt != "document":
         fail(
@@ -195,7 +217,8 @@ def _check_chunks(spec: JobSpec, where: str) -> None:
 def _check_columns(spec: JobSpec, where: str, path: str) -> None:
     """No column of the output may be named twice."""
     step, keep = spec.steps[0], spec.source.keep
-    kept, kept_by = (step.text, f"{path}.text") if keep is None else (keep, "source.keep")
+    texts = (spec.queries.key, *step.text) if spec.queries.paths else step.text
+    kept, kept_by = (texts, f"{path}.text") if keep is None else (keep, "source.keep")
     own = {"doc_id", "chunk", "start", "end"} if spec.policy.long_text == "chunk" else set[str]()
     for name in sorted(own & set(kept)):
         fail(where, kept_by, f"chunks have a column {name!r} of their own: carry other columns with source.keep")

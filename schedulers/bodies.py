@@ -73,6 +73,7 @@ class RequestOptions:
     pooling: str = ""
     normalize: bool | None = None
     known_as: str = ""
+    template: str = ""
     long_text: str = "truncate"  # truncate | reject
     truncation_side: str = ""  # right | left
     token_columns: bool = False
@@ -99,6 +100,7 @@ _ONLY = {
     **dict.fromkeys(("outputs", "top_k", "threshold", "token_pooling"), ("encode",)),
     "instruction": ("encode", "score"),
     "activation": ("score",),
+    "template": ("score",),
 }
 
 

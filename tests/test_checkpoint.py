@@ -446,6 +446,9 @@ def test_models_for_another_verb_are_refused(tmp_path: Path):
             recipe(reranker, task)
     with pytest.raises(ModelError, match="has 2 labels; a reranker has 1"):
         recipe(reranker, "score")
+    update(reranker / "config.json", id2label={"0": "entailment", "1": "neutral", "2": "contradiction"})
+    with pytest.raises(ModelError, match=r"has 3 labels \(entailment, neutral, contradiction\); a reranker has 1"):
+        recipe(reranker, "score")
     update(reranker / "config.json", id2label={"0": "a"}, sentence_transformers={"activation_fn": "my.Softplus"})
     with pytest.raises(ModelError, match=r"activation_fn my\.Softplus is neither Identity nor Sigmoid"):
         recipe(reranker, "score")

@@ -87,6 +87,10 @@ def test_every_verb_answers_in_order(client: Any, responder: Responder, redis_se
     texts = ["one", "two, longer", "é"]
     np.testing.assert_array_equal(client.encode("m", texts), vectors(texts))
     assert client.score("m", [("abc", "d")]).tolist() == [2.0]
+    assert (
+        client.score("m", ["d", "efgh"], query="abc").tolist()
+        == client.score("m", [("abc", "d"), ("abc", "efgh")]).tolist()
+    )
     assert client.extract("m", ["abc", "d"])[1] == [{"text": "d", "label": "FIRST", "score": 0.5, "start": 0, "end": 1}]
     assert stored(redis_server) == []
 
@@ -162,6 +166,10 @@ def test_results_that_do_not_fit_are_refused(client: Any, redis_server: RedisSer
         (lambda c: c.encode("m", ["a", "b" * 65_537]), "texts[1]: 65,537 bytes, a request takes 65,536: use a job"),
         (lambda c: c.score("m", [("a", "b"), "ab"]), "pairs[1]: expected two texts, found 'ab'"),
         (lambda c: c.score("m", [("a", 1)]), "pairs[0][1]: expected text, found 1"),
+        (
+            lambda c: c.score("m", [("a", "b")], query="q"),
+            "documents[0]: expected text, since there is one query for all",
+        ),
         (lambda c: c.encode("m", ["a"], dimms=8), "options.dimms: unknown; did you mean 'dims'?"),
         (lambda c: c.score("m", [("a", "b")], dims=8), "options.dims: only encode has this option"),
         (lambda c: c.encode("m", ["a"], timeout_s=0), "timeout_s: expected seconds above 0"),

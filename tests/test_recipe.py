@@ -17,6 +17,8 @@ RECIPE = Recipe(
 OTHER: dict[str, Any] = {
     "labels": ("a",),
     "modules": (),
+    "template": ("a {query} {document}",),
+    "answers": (1,),
     "normalize": True,
     "include_prompt": False,
     "lower_case": True,

@@ -108,6 +108,16 @@ REFUSED = {
         "steps[0].encode.normalize: expected true or false, found 'yes'",
     ),
     "known_as is no text": (changed(extract={"known_as": 3}), "steps[0].extract.known_as: expected text, found 3"),
+    "a query beside two columns": (
+        changed(score={"query": "q"}),
+        "steps[0].score.text: score takes one column, the document's, where the query comes from elsewhere, found 2",
+    ),
+    "two kinds of queries": (
+        {**changed(score={"query": "q", "text": "d"}), "queries": {"path": "q.csv"}},
+        "steps[0].score.query: give either one query for all rows, or queries",
+    ),
+    "queries without a place": ({**changed(score={}), "queries": {"id": "q"}}, "queries.paths: is missing"),
+    "queries of encode": ({**changed(), "queries": {"path": "q.csv"}}, "queries: only score has queries, not encode"),
     "score of one column": (
         changed(score={"text": "q"}),
         "steps[0].score.text: score takes two columns, like [query, document], found 1",
@@ -237,13 +247,15 @@ def test_every_spec_in_the_guide_loads(tmp_path: Path):
     """The YAML in docs/job-spec.md is valid, and its long form names every key of an encoding job."""
     guide = (Path(__file__).parent.parent / "docs" / "job-spec.md").read_text()
     blocks = re.findall(r"```yaml\n(.*?)```", guide, flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         (tmp_path / "job.yaml").write_text(block)
         specs.load(tmp_path / "job.yaml")
+    for field in dataclasses.fields(specs.QueriesSpec):
+        assert re.search(rf"^ *{field.name.removesuffix('s')}: ", blocks[4], flags=re.MULTILINE), field.name
     for cls in (SourceSpec, StepSpec, SinkSpec, PolicySpec):
         for field in dataclasses.fields(cls):
-            if field.name not in ("verb", "activation", "version"):
+            if field.name not in ("verb", "activation", "template", "instruction", "query", "version"):
                 assert re.search(rf"^ *{field.name}: ", blocks[1], flags=re.MULTILINE), field.name
 
 
@@ -282,6 +294,7 @@ def job_specs(draw: st.DrawFn) -> JobSpec:
         )
     elif verb == "score":
         step["activation"] = draw(st.sampled_from(["", "identity", "sigmoid"]))
+        step |= {"template": draw(st.sampled_from(["", "qwen3"])), "instruction": draw(st.sampled_from(["", "i"]))}
     lance = draw(st.booleans())
     source = SourceSpec(
         paths=("lance://t",) if lance else tuple(draw(st.lists(name, min_size=1, max_size=3))),

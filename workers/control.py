@@ -54,7 +54,7 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {"lading.optimize": optimize, 
 
 def _check_named(spec: JobSpec, allowed: Sequence[str]) -> None:
     """Before anything is looked at: also what is not there is none of the sender's business."""
-    for path in spec.source.paths:
+    for path in spec.source.paths + spec.queries.paths:
         roots.check_under(path.removeprefix("lance://"), allowed, "the source")
     for step in spec.steps:
         if os.path.exists(os.path.expanduser(step.model)):
@@ -64,7 +64,7 @@ def _check_named(spec: JobSpec, allowed: Sequence[str]) -> None:
 
 def _check_found(drafted: Draft, allowed: Sequence[str]) -> None:
     """What globs and folders came to: a symbolic link may lead out of a root."""
-    for one in drafted.inputs:
+    for one in drafted.inputs + (drafted.queries.inputs if drafted.queries else []):
         roots.check_under(one.path, allowed, "the source")
 
 

@@ -11,6 +11,7 @@ from ..config.recipe import Recipe
 from ..config.words import counted
 from ..pipelines import sources
 from ..pipelines.job import Draft
+from ..pipelines.queries import model_columns
 from ..pipelines.records import Rows, Shard
 
 SAMPLED_SHARDS = 8  # at even steps through the job
@@ -120,17 +121,23 @@ def _first_rows(draft: Draft, shard: Shard) -> Rows | None:
 def _tokenise(draft: Draft, sample: list[Rows]) -> tuple[int, int, int] | None:
     """Tokens and items (rows, or chunks) of the sampled rows as the adapter would cut them, and rows that it would reject."""
     try:
+        from ..adapters.pairs import pair_texts
         from ..adapters.tokens import TextTokenizer, encode_chunks, encode_rows
     except ModuleNotFoundError as error:
         if error.name != "tokenizers":
             raise
         return None
     tokenizer = TextTokenizer(draft.checkpoint.folder / draft.recipe.part, draft.recipe)
+    pairs = pair_texts(draft.checkpoint.folder, draft.recipe) if draft.recipe.task == "score" else None
     tokens = items = refused = 0
     for rows in sample:
-        columns: list[pa.Array] = [rows.batch.column(name) for name in draft.spec.steps[0].text]
-        if draft.recipe.long_text == "chunk":
-            prepared = encode_chunks(tokenizer, columns[0])
+        if draft.queries is not None:
+            before = rows.batch.num_rows
+            rows = draft.queries.join(rows, 0)
+            refused += before - rows.batch.num_rows
+        columns: list[pa.Array] = [rows.batch.column(name) for name in model_columns(draft.spec)]
+        if pairs is not None or draft.recipe.long_text == "chunk":
+            prepared = pairs.prepare(columns) if pairs else encode_chunks(tokenizer, columns[0])
             costs, bad = prepared.costs.tolist(), prepared.bad
         else:
             encoded = encode_rows(tokenizer, columns)

@@ -43,6 +43,38 @@ def test_scores_are_those_of_the_reference(tmp_path: Path, architecture: str, ac
     assert adapter.recipe.activation == activation.lower()
 
 
+@pytest.mark.parametrize("architecture", ["modernbert-cls", "modernbert-mean", "gte", "bert", "xlm-roberta"])
+def test_folders_of_sentence_transformers_6(tmp_path: Path, architecture: str):
+    """A CrossEncoder that was saved with modules and a default prompt scores as it does there: the prompt goes before the query."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    kind, _, pooling = architecture.partition("-") if architecture.startswith("modern") else (architecture, "", "")
+    extra = {"classifier_pooling": pooling} if pooling else {}
+    plain = models.tiny_cross_encoder(tmp_path / "m", kind, activation="Identity", **extra)
+    prompts = {"prompts": {"q": "find: "}, "default_prompt_name": "q"}
+    folder = tmp_path / "saved"
+    sentence_transformers.CrossEncoder(str(plain), device="cpu", **prompts).save(str(folder))
+    assert (folder / "modules.json").exists()
+    model = sentence_transformers.CrossEncoder(str(folder), device="cpu")
+    pairs = list(zip(QUERIES, DOCUMENTS, strict=True))
+    alone = np.concatenate([model.predict([pair]) for pair in pairs])
+    found = score(adapter_of(folder))
+    assert np.abs(found - alone).max() <= 1e-4 * np.abs(alone).max()
+    assert np.abs(alone - model.predict(pairs, prompt="")).max() > 1e-3  # the prompt does something
+    half = score(adapter_of(folder, precision="bfloat16"))
+    assert np.abs(half - alone).max() <= 0.1 * np.abs(alone).max()
+
+
+def test_a_pair_does_not_depend_on_its_neighbours(tiny_cross_encoder: Path):
+    """In another order, or beside another pair, every pair keeps its score."""
+    adapter = adapter_of(tiny_cross_encoder)
+    base = score(adapter)
+    columns = [pa.array(QUERIES[::-1]), pa.array([*DOCUMENTS[:0:-1], "something else"])]
+    prepared = adapter.prepare(columns)
+    other = adapter.run([(prepared, np.arange(len(QUERIES)))]).batch.column(0).to_numpy()[::-1]
+    np.testing.assert_allclose(other[1:], base[1:], rtol=1e-5, atol=1e-6)
+    assert abs(other[0] - base[0]) > 1e-4
+
+
 def test_long_pairs_are_counted(tiny_cross_encoder: Path):
     """A pair above max_tokens is cut to it and counted once."""
     prepared = adapter_of(tiny_cross_encoder).prepare([pa.array(QUERIES), pa.array(DOCUMENTS)])

@@ -6,6 +6,7 @@ The attention kernel comes from attention.py, faster CPU layers from linear.py. 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import inspect
 import json
@@ -23,7 +24,7 @@ from torch import nn
 from ..config.checkpoint import POSITIONS_AFTER_PADDING
 from ..config.errors import ModelError
 from ..config.recipe import Recipe
-from . import attention, linear
+from . import attention, linear, lora
 from .attention import IMPLEMENTATION, Segments, attending, segments_in_flight
 from .contract import Prepared
 from .devices import streams
@@ -87,6 +88,8 @@ class PackedModel:
             # faster (MiniLM, Zen 4), and on a core that others use too, one batch is late and not both.
             self.streams = streams("cpu", threads)
             torch.set_num_threads(1)
+        self.lora: lora.Parts | None = None
+        self.folder = folder
         self.model = load_model(folder, auto_class, dtype)
         self.model.to(device=self.device)  # pyright: ignore[reportCallIssue]
         config = self.model.config
@@ -102,7 +105,9 @@ class PackedModel:
         self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
         self.backend = attention.choose(self.device, dtype, _head_size(config))
         _first_rows_for_heads(self.model)
+        linears = lora.layers_of(self.model)
         products = self._become_packed(dtype)
+        self._linears = lora.now(linears)
         self.kernel = f"{self.backend.name}+{products}/{self.device.type}/{recipe.precision}"
 
     def forward(self, batch: Batch) -> Any:
@@ -112,8 +117,30 @@ class PackedModel:
             inputs["position_ids"] = batch.positions + self.first_position
         if self.uses_types:
             inputs["token_type_ids"] = torch.zeros_like(batch.tokens) if batch.types is None else batch.types
-        with torch.inference_mode(), attending(batch.segments, self.backend):
+        with torch.inference_mode(), attending(batch.segments, self.backend), lora.adapting(self.lora):
             return self.model(**inputs)
+
+    def adapted(self, folder: Path) -> PackedModel:
+        """The same loaded model with the LoRA adapter in `folder`, beside this one and any others. Raises ModelError."""
+        model = self.model
+        parts = lora.load(
+            folder,
+            self._linears,
+            base=f"{self.folder} ({self.model_type})",
+            prefix=model.base_model_prefix,
+            dropped=("pooler.",) if getattr(model, "pooler", self) is None else (),
+            like=next(model.parameters()),
+        )
+        other = copy.copy(self)
+        other.lora = reached = lora.Reached(parts)
+        other.forward(_sample_batch(model.config, self.device))
+        if unused := [name for name, layer in self._linears.items() if layer in parts and layer not in reached.asked]:
+            raise ModelError(
+                f"adapter {folder}: {', '.join(unused[:3])} of a {self.model_type} model cannot be changed while it runs: merge the "
+                "adapter into its base model (PEFT's merge_and_unload)"
+            )
+        other.lora, other.kernel = parts, f"{self.kernel}+lora"
+        return other
 
     def _become_packed(self, dtype: torch.dtype) -> str:
         """Switch to packed attention and fast layers; what the model gives for a sample must not change."""
@@ -123,10 +150,7 @@ class PackedModel:
         try:
             self.model.set_attn_implementation(IMPLEMENTATION)
             products = linear.speed_up(self.model) if self.device.type == "cpu" else "torch"
-            offsets = np.cumsum([0, *map(len, sample)])
-            ragged = Ragged(np.concatenate(sample).astype(np.int32), offsets.astype(np.int64))
-            batch = to_device(ragged, np.arange(len(sample)), self.device)
-            found = _result(self.forward(batch))
+            found = _result(self.forward(_sample_batch(self.model.config, self.device)))
         except (ModelError, ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
             raise ModelError(f"a model of type {self.model_type!r} cannot be run packed: {error}") from error
         whole = torch.cat(expected).float()
@@ -217,6 +241,13 @@ def _sample(config: Any) -> list[list[int]]:
     reserved = {config.pad_token_id, getattr(config, "eos_token_id", None)}
     ids = [n for n in range(min(config.vocab_size, 1000)) if n not in reserved]
     return [random.choice(ids, size).tolist() for size in (9, 9, 5, 1)]
+
+
+def _sample_batch(config: Any, device: torch.device) -> Batch:
+    sample = _sample(config)
+    offsets = np.cumsum([0, *map(len, sample)])
+    ragged = Ragged(np.concatenate(sample).astype(np.int32), offsets.astype(np.int64))
+    return to_device(ragged, np.arange(len(sample)), device)
 
 
 def _result(output: Any) -> torch.Tensor:

@@ -47,6 +47,7 @@ MODEL: tuple[Decorator, ...] = (
         "--model", metavar="MODEL", required=True, help="A folder, or a name in the hub's cache or on the hub."
     ),
     click.option("--revision", metavar="REV", help="Of a hub name."),
+    click.option("--adapter", metavar="NAME", help="A LoRA adapter on it: a folder, or NAME@REV on the hub."),
     click.option("--max-tokens", metavar="N", type=COUNT, help="Per text.  [default: what the checkpoint says]"),
     click.option("--column", metavar="COL", help="Name of the result column.  [default: vector, score or entities]"),
 )

@@ -14,6 +14,7 @@ from . import encoders, extractors, scorers
 from .content import check_safe, content_hash, integer_at, read_json, text_at
 from .errors import ModelError
 from .hub import Checkpoint, locate
+from .lora import adapter_hash, locate_adapter, read_settings
 from .modules import read_modules
 from .recipe import Recipe
 from .wishes import Opened, Wishes
@@ -74,6 +75,10 @@ def resolve(checkpoint: Checkpoint, *, task: str, **wishes: Any) -> Recipe:
     )
     recipe = _SETTLE[task](recipe, opened, wish)  # refuses before gigabytes are hashed
     content = content_hash(folder, [module.path for module in opened.modules if module.path])
+    adapter = locate_adapter(wish.adapter)
+    if adapter is not None:
+        read_settings(adapter)
+        recipe = dataclasses.replace(recipe, adapter=adapter_hash(adapter))
     return dataclasses.replace(recipe, content=content)
 
 

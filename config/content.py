@@ -82,7 +82,7 @@ def integer_at(found: dict[str, Any], keys: tuple[str, ...], path: Path) -> int 
 def check_safe(folder: Path) -> None:
     """Raise ModelError unless `folder` holds a model that loads without running anybody's code, whole."""
     if not (folder / "config.json").is_file():
-        lora = " (adapter_config.json: a LoRA adapter; merge it into its base model first)"
+        lora = " (adapter_config.json: a LoRA adapter; give its base as the model, and this as adapter)"
         raise ModelError(
             f"{folder}: no config.json{lora if (folder / 'adapter_config.json').exists() else ': not a model folder'}"
         )
@@ -142,9 +142,14 @@ def content_hash(folder: Path, modules: list[str]) -> str:
     for module in modules:
         files += [folder / module / "config.json", folder / module / WEIGHTS]
     present = sorted({file.relative_to(folder).as_posix(): file for file in files if file.is_file()}.items())
+    return files_hash(present)
+
+
+def files_hash(files: list[tuple[str, Path]]) -> str:
+    """sha256 over the names given to these files and their contents."""
     known = _read_cache()
     total, fresh = hashlib.sha256(), {}
-    for name, file in present:
+    for name, file in files:
         key = _identity(file)
         digest = known.get(key)
         if digest is None:

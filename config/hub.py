@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -50,11 +51,23 @@ def saved_prompts(folder: Path) -> dict[str, str]:
     return {name: text or "" for name, text in found.items()}
 
 
-def locate(model: str, revision: str = "", *, offline: bool | None = None) -> Checkpoint:
+def _is_whole(folder: Path) -> bool:
+    """Whether a snapshot has what a model needs: other programs may have fetched only some of its files."""
+    weights = (folder / WEIGHTS).exists() or (folder / WEIGHTS_INDEX).exists()
+    return weights and (folder / "config.json").exists() and (folder / "tokenizer.json").exists()
+
+
+def locate(
+    model: str,
+    revision: str = "",
+    *,
+    offline: bool | None = None,
+    is_whole: Callable[[Path], bool] = _is_whole,
+) -> Checkpoint:
     """Find `model`: an existing folder first, then the hub's local cache, then (unless `offline`) the hub.
 
     `revision` is a branch, tag or commit of a hub name; "" is its main branch. `offline` None asks the settings.
-    Raises ModelError that says where it looked.
+    `is_whole`: whether a folder of the cache has all that is needed. Raises ModelError that says where it looked.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -68,7 +81,7 @@ def locate(model: str, revision: str = "", *, offline: bool | None = None) -> Ch
     if not _HUB_NAME.fullmatch(model):
         _no_folder(model, folder)
     found = _in_cache(model, revision)
-    if found is not None and _is_whole(found.folder):
+    if found is not None and is_whole(found.folder):
         return found
     if settings.load().offline if offline is None else offline:
         _unknown(model, revision, found, "the hub was not asked (offline)")
@@ -99,12 +112,6 @@ def _in_cache(model: str, revision: str) -> Checkpoint | None:
     if not re.fullmatch(r"[0-9a-f]{40}", commit) or not folder.is_dir():
         return None
     return Checkpoint(folder.absolute(), "hub cache", model, commit)
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether a snapshot has what a model needs: other programs may have fetched only some of its files."""
-    weights = (folder / WEIGHTS).exists() or (folder / WEIGHTS_INDEX).exists()
-    return weights and (folder / "config.json").exists() and (folder / "tokenizer.json").exists()
 
 
 def _download(model: str, revision: str) -> Checkpoint:

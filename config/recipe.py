@@ -32,6 +32,7 @@ class Recipe:
     prompt: str = ""  # put before every text
     include_prompt: bool = True  # encode: whether the prompt's tokens are pooled
     lower_case: bool = False  # sentence_bert_config.json's do_lower_case, applied before the tokenizer
+    adapter: str = ""  # sha256 over the files of the LoRA adapter on the checkpoint's layers
     precision: str = "float32"  # what the model computes in: float32 | bfloat16 | float16
     vector_type: str = "float32"  # encode: what is stored: float32 | float16 | int8 | binary
     long_text: str = "truncate"  # truncate | chunk | reject
@@ -67,6 +68,11 @@ class Recipe:
         for name, value in stored.items():
             fields[name] = tuple(value) if isinstance(value, list) else value
         return cls(**fields)
+
+    @property
+    def base(self) -> Recipe:
+        """The same without a LoRA adapter: recipes with an equal base can share one loaded model."""
+        return dataclasses.replace(self, adapter="")
 
     @property
     def hash(self) -> str:

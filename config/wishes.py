@@ -24,6 +24,7 @@ class Wishes:
     prompt: str = "document"
     prompt_text: str = ""
     activation: str = ""
+    adapter: str = ""
 
 
 WISHES = tuple(field.name for field in dataclasses.fields(Wishes))

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from ..config.checkpoint import Checkpoint
 from ..config.outputs import DEFAULT_COLUMN, chunk_fields, result_fields
+from ..config.lora import full_name
 from ..config.recipe import Recipe
 from .spec import JobSpec, StepSpec
 
@@ -56,6 +57,8 @@ def metadata(spec: JobSpec, recipe: Recipe, checkpoint: Checkpoint, schema: pa.S
         "prompt": step.prompt,
         "text": list(step.text),
     }
+    if step.adapter:
+        entry["adapter"] = full_name(step.adapter)
     found = {RECIPES: json.dumps({column: entry}, sort_keys=True)}
     if plain_lancedb_agrees(step, recipe, checkpoint) and step.text[0] in schema.names:
         model = step.model if checkpoint.origin != "folder" else str(checkpoint.folder)
@@ -73,12 +76,13 @@ def metadata(spec: JobSpec, recipe: Recipe, checkpoint: Checkpoint, schema: pa.S
 def plain_lancedb_agrees(step: StepSpec, recipe: Recipe, checkpoint: Checkpoint) -> bool:
     """Whether LanceDB's built-in sentence-transformers function gives the vectors of this recipe, for queries too.
 
-    It knows no prompts, no slicing and no other vector type, and computes in float32.
+    It knows no prompts, no adapters, no slicing and no other vector type, and computes in float32.
     """
     return (
         recipe.task == "encode"
         and not checkpoint.prompts
         and not recipe.prompt
+        and not recipe.adapter
         and step.dims == 0
         and step.max_tokens == 0
         and recipe.precision == "float32"

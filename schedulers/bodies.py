@@ -63,6 +63,7 @@ class RequestOptions:
     prompt: str = "document"
     prompt_text: str = ""
     activation: str = ""
+    adapter: str = ""
     long_text: str = "truncate"  # truncate | reject
 
     def to_dict(self) -> dict[str, Any]:

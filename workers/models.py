@@ -12,6 +12,7 @@ from typing import Any
 from ..adapters import Adapter
 from ..config.checkpoint import locate, resolve
 from ..config.errors import ModelError, UsageError
+from ..config.lora import full_name, locate_adapter
 from ..config.recipe import Recipe
 from ..config.roots import check_under
 from ..pipelines import upsert
@@ -26,6 +27,7 @@ REMEMBERED_S = 60.0  # a checkpoint that is changed in its folder is seen after 
 class _Settled:
     recipe: Recipe
     folder: Path
+    adapter: Path | None  # the LoRA adapter's folder
     model: dict[str, Any]  # what a table's metadata says of the checkpoint
     at: float
 
@@ -41,7 +43,7 @@ class RequestedModels:
     def __call__(self, verb: str, model: str, options: RequestOptions) -> tuple[Recipe, Adapter, dict[str, Any]]:
         """Raises ModelError or UsageError, in words for whoever asked."""
         settled = self._settle(verb, model, options)
-        return settled.recipe, self._residents.get(settled.recipe, settled.folder), settled.model
+        return settled.recipe, self._residents.get(settled.recipe, settled.folder, settled.adapter), settled.model
 
     def check_table(self, url: str) -> None:
         """Raises UsageError unless rows may be put into this table by requests."""
@@ -60,6 +62,8 @@ class RequestedModels:
             )
         if Path(model).expanduser().exists():
             check_under(model, self._roots, "the model's folder")
+        if options.adapter and Path(options.adapter).expanduser().exists():
+            check_under(options.adapter, self._roots, "the adapter's folder")
         checkpoint = locate(model, options.revision)
         fields = {name: getattr(options, name) for name in _FIELDS}
         recipe = resolve(checkpoint, task=verb, **fields)
@@ -67,7 +71,9 @@ class RequestedModels:
             raise ModelError("a request's texts are not chunked: long_text is truncate or reject")
         said = {"model": model, "folder": str(checkpoint.folder), "origin": checkpoint.origin}
         said |= {"revision": checkpoint.revision, "prompt": options.prompt}
-        settled = _Settled(recipe, checkpoint.folder, said, time.monotonic())
+        if options.adapter:
+            said["adapter"] = full_name(options.adapter)
+        settled = _Settled(recipe, checkpoint.folder, locate_adapter(options.adapter), said, time.monotonic())
         with self._lock:
             self._known[key] = settled
         return settled

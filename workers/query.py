@@ -15,6 +15,7 @@ import pyarrow as pa
 from .. import adapters
 from ..config.checkpoint import locate, resolve
 from ..config.errors import ModelError, OutputError, UsageError, nearest
+from ..config.lora import locate_adapter
 from ..config.recipe import Recipe
 from ..pipelines.provenance import RECIPES
 from ..pipelines.reading import Reading, open_reading
@@ -53,7 +54,8 @@ class Searcher:
         entry = vectors[self.column]
         self.text_column: str = entry["text"][0]
         self.recipe, folder = query_recipe(entry)
-        self.adapter = adapters.load(self.recipe, folder, device=device)
+        adapter = locate_adapter(entry.get("adapter", ""))
+        self.adapter = adapters.load(self.recipe, folder, adapter=adapter, device=device)
 
     def embed(self, texts: list[str]) -> np.ndarray:
         """Query vectors, float32 (texts, dims), unit length. Raises OutputError for an empty text."""
@@ -120,7 +122,10 @@ def query_recipe(entry: dict[str, Any]) -> tuple[Recipe, Path]:
         precision=stored.precision,
         dims=stored.dims,
         prompt="none" if entry["prompt"] == "none" else "query",
+        adapter=entry.get("adapter", ""),
     )
+    if recipe.adapter != stored.adapter:
+        raise ModelError(f"{entry['adapter']} is not the adapter that the table was made with")
     if recipe.content != stored.content:
         raise ModelError(
             f"{where} is not the model the table was made with (content {stored.content[:12]}, now {recipe.content[:12]})"

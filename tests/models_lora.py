@@ -33,4 +33,6 @@ def peft_hidden(base: Path, adapter: Path, texts: list[list[int]], dtype: torch.
     model = transformers.AutoModel.from_pretrained(base, dtype=dtype, attn_implementation="eager")
     model = peft.PeftModel.from_pretrained(model, adapter).eval()
     with torch.inference_mode():
-        return np.concatenate([model(input_ids=torch.tensor([ids])).last_hidden_state[0].float().numpy() for ids in texts])
+        return np.concatenate(
+            [model(input_ids=torch.tensor([ids])).last_hidden_state[0].float().numpy() for ids in texts]
+        )

@@ -229,6 +229,7 @@ def job_specs(draw: st.DrawFn) -> JobSpec:
         "column": draw(st.sampled_from(["", "r"])),
         "max_tokens": draw(st.integers(0, 600)),
         "revision": draw(name),
+        "adapter": draw(name),
     }
     step["precision"] = draw(st.sampled_from(["float32", "bfloat16", "float16"]))
     if verb == "encode":

@@ -24,7 +24,7 @@ from torch import nn
 from ..config.checkpoint import POSITIONS_AFTER_PADDING
 from ..config.errors import ModelError
 from ..config.recipe import Recipe
-from . import attention, linear, lora
+from . import attention, int8, linear, lora
 from .attention import IMPLEMENTATION, Segments, attending, segments_in_flight
 from .contract import Prepared
 from .devices import streams
@@ -32,11 +32,13 @@ from .tokens import Ragged, concatenate
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What a precision computes in; of int8, all but the products of linear layers.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.bfloat16}
 
 # How far packed results may lie from the model's own, relative to their size. In half precision the order of
 # the sums alone moves them by some units in the last place per layer.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+INT8_TOLERANCE = 0.35  # of made-up tokens; of sensible texts see docs/models.md
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ class PackedModel:
         """
         self.device = _device(device)
         dtype = DTYPES[recipe.precision]
+        if recipe.precision == "int8":
+            int8.check(self.device)
         self.streams = 1
         if self.device.type == "cpu":
             # Two threads in one batch wait for each other at the end of every layer: two batches side by side were 12 %
@@ -106,7 +110,7 @@ class PackedModel:
         self.backend = attention.choose(self.device, dtype, _head_size(config))
         _first_rows_for_heads(self.model)
         linears = lora.layers_of(self.model)
-        products = self._become_packed(dtype)
+        products = self._become_packed(dtype, recipe.precision == "int8")
         self._linears = lora.now(linears)
         self.kernel = f"{self.backend.name}+{products}/{self.device.type}/{recipe.precision}"
 
@@ -142,26 +146,37 @@ class PackedModel:
         other.lora, other.kernel = parts, f"{self.kernel}+lora"
         return other
 
-    def _become_packed(self, dtype: torch.dtype) -> str:
+    def _become_packed(self, dtype: torch.dtype, to_int8: bool) -> str:
         """Switch to packed attention and fast layers; what the model gives for a sample must not change."""
         sample = _sample(self.model.config)
         with torch.inference_mode():
             expected = [_result(self.model(input_ids=torch.tensor([ids], device=self.device))) for ids in sample]
         try:
             self.model.set_attn_implementation(IMPLEMENTATION)
-            products = linear.speed_up(self.model) if self.device.type == "cpu" else "torch"
-            found = _result(self.forward(_sample_batch(self.model.config, self.device)))
+            products = linear.speed_up(self.model) if self.device.type == "cpu" and not to_int8 else "torch"
+            batch = _sample_batch(self.model.config, self.device)
+            found = _result(self.forward(batch))
         except (ModelError, ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
             raise ModelError(f"a model of type {self.model_type!r} cannot be run packed: {error}") from error
-        whole = torch.cat(expected).float()
-        error = float((found.float() - whole).norm() / whole.norm()) if found.shape == whole.shape else float("inf")
+        exact = torch.cat(expected).float()
+        error = float((found.float() - exact).norm() / exact.norm()) if found.shape == exact.shape else float("inf")
         if not error <= TOLERANCE[dtype]:
             raise ModelError(
                 f"a model of type {self.model_type!r} cannot be run packed: its results change (relative error {error:.1e}). "
                 "Its attention or positions depend on more than the text itself"
             )
         log.info("packed results agree with the model's own: relative error %.1e", error)
-        return products
+        if not to_int8:
+            return products
+        int8.speed_up(self.model)
+        linear.speed_up(self.model)  # the layers that are left
+        loss = float((_result(self.forward(batch)).float() - exact).norm() / exact.norm())
+        log.info("int8 results differ from the model's own by %.1e", loss)
+        if not loss <= INT8_TOLERANCE:
+            raise ModelError(
+                f"a model of type {self.model_type!r} loses too much in int8 (relative error {loss:.2f}): use bfloat16 or float32"
+            )
+        return "int8"
 
 
 def load_model(folder: Path, auto_class: Any, dtype: torch.dtype) -> transformers.PreTrainedModel:

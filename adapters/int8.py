@@ -23,12 +23,15 @@ except ImportError:  # installed without a C compiler
 log = logging.getLogger(__name__)
 
 PROBABLE_ROWS = 2048  # of a batch: what the layout of packed weights is chosen for
-SMALLEST = 1e-30  # of a row's largest value, as in _int8.c
+SMALLEST = 1e-30  # of a row's range, as in _int8.c
 _BLOCKS = re.compile(r"(^|\.)\d+\.").search  # the names of layers in a transformer's blocks; what comes before and after stays
 
 
 class Int8Linear(nn.Module):
-    """`nn.Linear` whose product is of int8 weights and rows of uint8 activations, zero at 128; the rest is in the dtype of x."""
+    """`nn.Linear` whose product is of int8 weights and rows of uint8 activations; what comes in and out is float32 or bfloat16.
+
+    x = step * (whole - 128) + middle, so x W = step * (whole - 128) W + middle * (the sums over W's inputs).
+    """
 
     adapts = True  # it asks lora.py itself
 
@@ -37,39 +40,53 @@ class Int8Linear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         weight = linear.weight.detach().float()
         self.scales = weight.abs().amax(1).clamp_(min=SMALLEST) / 127  # float32 (out,)
-        whole = (weight / self.scales[:, None]).round_().to(torch.int8)
-        self.packed = torch.ops.onednn.qlinear_prepack(whole, [PROBABLE_ROWS, self.in_features])
+        whole = (weight / self.scales[:, None]).round_()
+        self.sums = whole.sum(1) * self.scales
+        self.packed = torch.ops.onednn.qlinear_prepack(whole.to(torch.int8), [PROBABLE_ROWS, self.in_features])
         self.zeros = torch.zeros(self.out_features, dtype=torch.int32)
-        self.bias = linear.bias
+        self.bias = torch.zeros(self.out_features) if linear.bias is None else linear.bias.detach().float()
         linear.__dict__["became"] = self  # for lora.now; no submodule
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features)
-        whole, steps = quantise(rows)
+        whole, steps, middles = quantise(rows)
         y = torch.ops.onednn.qlinear_pointwise(
             whole, 1.0, 128, self.packed, self.scales, self.zeros, None, 1.0, 0, x.dtype, "none", [], ""
         )
-        steps = steps[:, None].to(x.dtype) if x.dtype != torch.float32 else steps[:, None]
-        y = y.mul_(steps) if self.bias is None else torch.addcmul(self.bias, y, steps, out=y)
-        y = y.view(*x.shape[:-1], self.out_features)
+        y = finish(y, steps, middles, self.sums, self.bias).view(*x.shape[:-1], self.out_features)
         more = lora.delta(self, x)
         return y if more is None else y.add_(more)
 
 
-def quantise(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows (n, width), float32 or bfloat16, as uint8 (n, width) with the zero at 128 and the size of a step, float32 (n,).
+def quantise(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows (n, width), float32 or bfloat16, as uint8 (n, width), with each row's step and middle, float32 (n,).
 
-    Of a row that is not finite the step is not finite.
+    The middle between a row's ends is at 128 and they are 127 steps away: after a GELU, which has hardly any values below zero,
+    this is twice as fine as with zero there. Of a row that is not finite the step is not finite.
     """
     if native is not None:
         rows = rows.contiguous()
-        whole, steps = torch.empty(rows.shape, dtype=torch.uint8), torch.empty(len(rows))
-        half = rows.dtype == torch.bfloat16
-        native.quantise(rows.data_ptr(), *rows.shape, whole.data_ptr(), steps.data_ptr(), half)
-        return whole, steps
+        whole, (steps, middles) = torch.empty(rows.shape, dtype=torch.uint8), torch.empty(2, len(rows))
+        to = whole.data_ptr(), steps.data_ptr(), middles.data_ptr()
+        native.quantise(rows.data_ptr(), *rows.shape, *to, rows.dtype == torch.bfloat16)
+        return whole, steps, middles
     rows = rows.float()
-    most = rows.abs().amax(1).clamp_(min=SMALLEST)
-    return (rows * (127 / most)[:, None]).round_().add_(128).to(torch.uint8), most / 127
+    low, high = rows.aminmax(dim=1)
+    span, middles = (high - low).clamp_(min=SMALLEST), high / 2 + low / 2
+    whole = ((rows - middles[:, None]) * (254 / span)[:, None]).round_().add_(128).to(torch.uint8)
+    return whole, span / 254, middles
+
+
+def finish(
+    y: torch.Tensor, steps: torch.Tensor, middles: torch.Tensor, sums: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """y (n, out) * steps (n,) + middles (n,) * sums (out,) + bias (out,), computed in float32, in the dtype of y."""
+    if native is not None and y.is_contiguous():
+        given = steps.data_ptr(), middles.data_ptr(), sums.data_ptr(), bias.data_ptr()
+        native.finish(y.data_ptr(), *y.shape, *given, y.dtype == torch.bfloat16)
+        return y
+    more = torch.addcmul(bias, middles[:, None], sums)
+    return torch.addcmul(more, y.float(), steps[:, None]).to(y.dtype)
 
 
 def check(device: torch.device) -> None:

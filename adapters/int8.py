@@ -24,7 +24,9 @@ log = logging.getLogger(__name__)
 
 PROBABLE_ROWS = 2048  # of a batch: what the layout of packed weights is chosen for
 SMALLEST = 1e-30  # of a row's range, as in _int8.c
-_BLOCKS = re.compile(r"(^|\.)\d+\.").search  # the names of layers in a transformer's blocks; what comes before and after stays
+_BLOCKS = re.compile(
+    r"(^|\.)\d+\."
+).search  # the names of layers in a transformer's blocks; what comes before and after stays
 
 
 class Int8Linear(nn.Module):

@@ -104,7 +104,7 @@ LIMIT: tuple[Decorator, ...] = (
     ),
     click.option(
         "--precision",
-        type=_choice("float32", "bfloat16", "float16"),
+        type=_choice("float32", "bfloat16", "float16", "int8"),
         help="What the model computes in.  [default: float32]",
     ),
 )

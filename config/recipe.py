@@ -33,7 +33,7 @@ class Recipe:
     include_prompt: bool = True  # encode: whether the prompt's tokens are pooled
     lower_case: bool = False  # sentence_bert_config.json's do_lower_case, applied before the tokenizer
     adapter: str = ""  # sha256 over the files of the LoRA adapter on the checkpoint's layers
-    precision: str = "float32"  # what the model computes in: float32 | bfloat16 | float16
+    precision: str = "float32"  # what the model computes in: float32 | bfloat16 | float16 | int8
     vector_type: str = "float32"  # encode: what is stored: float32 | float16 | int8 | binary
     long_text: str = "truncate"  # truncate | chunk | reject
     chunk_tokens: int = 0  # chunk: tokens per chunk, special tokens included; 0 is max_tokens

@@ -25,7 +25,7 @@ class Options(TypedDict, total=False):
     revision: str
     adapter: str  # a LoRA adapter on the model: a folder that the workers have, or name or name@revision on the hub
     max_tokens: int
-    precision: str  # float32 | bfloat16 | float16
+    precision: str  # float32 | bfloat16 | float16 | int8
     long_text: str  # truncate | reject
 
 

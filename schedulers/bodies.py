@@ -74,7 +74,7 @@ class RequestOptions:
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(RequestOptions)}
 _NO_OPTIONS = RequestOptions()
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "precision": ("float32", "bfloat16", "float16"),
+    "precision": ("float32", "bfloat16", "float16", "int8"),
     "vector_type": ("float32", "float16", "int8", "binary"),
     "activation": ("", "identity", "sigmoid"),
     "long_text": ("truncate", "reject"),

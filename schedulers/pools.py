@@ -14,6 +14,7 @@ from ..config.settings import layered_file
 FILE = "pools.yaml"
 DEVICES = ("cpu", "cuda")
 PRECISIONS = ("float32", "bfloat16", "float16")
+OF_CPUS = ("int8",)  # further ones, that a pool of CPUs has if it says so
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")  # part of keys in Redis, whose parts are separated by dots
 
 
@@ -84,9 +85,10 @@ def _pool(name: object, keys: object, where: str) -> Pool:
         fail(f"{name}.device", f"{device!r} is no device{nearest(str(device), DEVICES)}")
     if not isinstance(precisions, list) or not precisions:
         fail(f"{name}.precisions", f"expected a list like [float32, bfloat16], found {precisions!r}")
+    valid = PRECISIONS + (OF_CPUS if device == "cpu" else ())
     for one in precisions:
-        if one not in PRECISIONS:
-            fail(f"{name}.precisions", f"{one!r} is none{nearest(str(one), PRECISIONS)}")
+        if one not in valid:
+            fail(f"{name}.precisions", f"{one!r} is none of a {device} pool{nearest(str(one), valid)}")
     return Pool(name=name, precisions=tuple(precisions), **given)
 
 

@@ -66,7 +66,7 @@ OPTIONS = st.builds(
     revision=TEXTS,
     adapter=TEXTS,
     max_tokens=st.integers(0, 8192),
-    precision=st.sampled_from(["float32", "bfloat16", "float16"]),
+    precision=st.sampled_from(["float32", "bfloat16", "float16", "int8"]),
     long_text=st.sampled_from(["truncate", "reject"]),
 )
 ENCODE = st.builds(

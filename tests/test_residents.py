@@ -42,5 +42,3 @@ def test_an_adapter_needs_room_beside_its_base(tiny_encoder: Path, adapters: lis
     with pytest.raises(ModelError, match=r"needs .* bytes in float32, this pool's models have"):
         residents.get(recipe, tiny_encoder, folder)
     assert residents.at_hand(recipe.base) is not None
-
-

@@ -46,7 +46,8 @@ class Int8Linear(nn.Module):
         self.sums = whole.sum(1) * self.scales
         self.packed = torch.ops.onednn.qlinear_prepack(whole.to(torch.int8), [PROBABLE_ROWS, self.in_features])
         self.zeros = torch.zeros(self.out_features, dtype=torch.int32)
-        self.bias = torch.zeros(self.out_features) if linear.bias is None else linear.bias.detach().float()
+        bias: torch.Tensor | None = getattr(linear, "bias", None)
+        self.bias = torch.zeros(self.out_features) if bias is None else bias.detach().float()
         linear.__dict__["became"] = self  # for lora.now; no submodule
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

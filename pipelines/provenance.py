@@ -7,8 +7,8 @@ import json
 import pyarrow as pa
 
 from ..config.checkpoint import Checkpoint
-from ..config.outputs import DEFAULT_COLUMN, chunk_fields, result_fields
 from ..config.lora import full_name
+from ..config.outputs import DEFAULT_COLUMN, chunk_fields, result_fields
 from ..config.recipe import Recipe
 from .spec import JobSpec, StepSpec
 

@@ -85,10 +85,11 @@ def _pool(name: object, keys: object, where: str) -> Pool:
         fail(f"{name}.device", f"{device!r} is no device{nearest(str(device), DEVICES)}")
     if not isinstance(precisions, list) or not precisions:
         fail(f"{name}.precisions", f"expected a list like [float32, bfloat16], found {precisions!r}")
-    valid = PRECISIONS + (OF_CPUS if device == "cpu" else ())
     for one in precisions:
-        if one not in valid:
-            fail(f"{name}.precisions", f"{one!r} is none of a {device} pool{nearest(str(one), valid)}")
+        if one not in (*PRECISIONS, *OF_CPUS):
+            fail(f"{name}.precisions", f"{one!r} is none{nearest(str(one), (*PRECISIONS, *OF_CPUS))}")
+        if one in OF_CPUS and device != "cpu":
+            fail(f"{name}.precisions", f"{one} is for pools of CPUs, and this one has device {device}")
     return Pool(name=name, precisions=tuple(precisions), **given)
 
 

@@ -44,7 +44,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/queueing.py --quick --model tiny $(ARGS)
 
 clean:
-	rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis adapters/_attention.*.so
+	rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis adapters/_*.so
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 # Stamps: each is made again when the project's requirements change, and costs nothing until then.
@@ -63,7 +63,7 @@ $(VENV)/.torch: $(VENV)/.pip constraints.txt
 		|| echo "torch: nothing at $(TORCH_INDEX), taking it from pip's own index (larger: it brings CUDA)"
 	@touch $@
 
-$(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt adapters/_attention.c
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt adapters/_attention.c adapters/_int8.c adapters/_int8.c
 	@echo "installing lading[demo] into $(VENV) (some minutes the first time)"
 	@$(INSTALL) --editable '.[demo]'
 	@touch $@

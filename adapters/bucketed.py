@@ -119,6 +119,21 @@ def _deberta_attention(module: Any) -> None:
     module.forward = forward
 
 
+def made_once(model: nn.Module) -> set[nn.Module]:
+    """The layers whose products with distances are kept, so that no LoRA adapter may change them."""
+    found: set[nn.Module] = set()
+    for module in model.modules():
+        if SHIMS.get(type(module).__name__) is _deberta_attention:
+            layer: Any = module
+            shared = layer.share_att_key
+            names = {
+                "c2p": "key_proj" if shared else "pos_key_proj",
+                "p2c": "query_proj" if shared else "pos_query_proj",
+            }
+            found |= {getattr(layer, names[kind]) for kind in names if kind in layer.pos_att_type}
+    return found
+
+
 class Disentangled:
     """The bias of one layer: content to position, and position to content. Distances are projected once, not once a batch."""
 

@@ -6,6 +6,7 @@ shapes decides. Knows layers and shapes, no model beyond the attribute names in 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import os
@@ -14,9 +15,11 @@ from collections import Counter
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..config.errors import ModelError
+from . import lora
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,14 @@ FUSED = {
     "SiLUActivation": ("swish", ""),
     "SiLU": ("swish", ""),
 }
+# The same, where it cannot be fused.
+ACTIVATIONS: dict[tuple[str, str], Callable[[torch.Tensor], torch.Tensor]] = {
+    ("none", ""): lambda y: y,
+    ("gelu", "none"): F.gelu,
+    ("gelu", "tanh"): functools.partial(F.gelu, approximate="tanh"),
+    ("relu", ""): F.relu,
+    ("swish", ""): F.silu,
+}
 PROBE_TOKENS = 1024
 PROBE_S = 0.05
 # oneDNN is taken unless its bare product is clearly slower: fusing saves passes over memory that the probe does
@@ -48,7 +59,12 @@ OVERRIDE = "LADING_LINEAR"  # environment: torch or onednn, without a probe
 
 
 class PackedLinear(nn.Module):
-    """`nn.Linear` with its weight in oneDNN's own blocked layout, followed by an activation if one is named."""
+    """`nn.Linear` with its weight in oneDNN's own blocked layout, followed by an activation if one is named.
+
+    Where a LoRA adapter changes the layer, nothing can be fused to the product: what it adds comes first.
+    """
+
+    adapts = True  # it asks lora.py itself
 
     weight = None  # T5 looks for its dtype: there is none to look at
 
@@ -58,10 +74,23 @@ class PackedLinear(nn.Module):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), PROBE_TOKENS)
         self.bias = linear.bias
         self.activation = activation
+        linear.__dict__["became"] = self  # for lora.now; no submodule
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         name, algorithm = self.activation
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, name, [], algorithm)
+        more = lora.delta(self, x)
+        if more is None:
+            return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, name, [], algorithm)
+        y = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "").add_(more)
+        return ACTIVATIONS[name, algorithm](y)
+
+    def combined(self, x: torch.Tensor, other: torch.Tensor, operation: str) -> torch.Tensor:
+        """The product, then `other` added ("add") or multiplied ("mul") to it in the same pass."""
+        more = lora.delta(self, x)
+        if more is None:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias, operation)
+        y = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "").add_(more)
+        return y.add_(other) if operation == "add" else y.mul_(other)
 
 
 class Gated(nn.Module):
@@ -76,8 +105,7 @@ class Gated(nn.Module):
         self.gate, self.up, self.last = gate, PackedLinear(up), PackedLinear(last)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        up = self.up
-        return self.last(torch.ops.mkldnn._linear_pointwise.binary(x, self.gate(x), up.packed, up.bias, "mul"))
+        return self.last(self.up.combined(x, self.gate(x), "mul"))
 
 
 class ResidualNorm(nn.Module):
@@ -89,9 +117,7 @@ class ResidualNorm(nn.Module):
         self.LayerNorm = block.get_submodule("LayerNorm")
 
     def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
-        dense = self.dense
-        total = torch.ops.mkldnn._linear_pointwise.binary(hidden_states, input_tensor, dense.packed, dense.bias, "add")
-        return self.LayerNorm(total)
+        return self.LayerNorm(self.dense.combined(hidden_states, input_tensor, "add"))
 
 
 def speed_up(model: nn.Module) -> str:
@@ -110,8 +136,10 @@ def speed_up(model: nn.Module) -> str:
     if choice == "torch" or gain < WORTH:
         log.info("linear layers: torch (oneDNN alone runs at %.2f of its speed)", gain)
         return "torch"
+    replaced: set[nn.Module] = set()
     for block in list(model.modules()):
-        _fuse(block)
+        if block not in replaced:
+            _fuse(block, replaced)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
@@ -160,8 +188,8 @@ def _race(first: Callable[[], object], second: Callable[[], object], seconds: fl
             return best[0], best[1]
 
 
-def _fuse(block: nn.Module) -> None:
-    """Put packed layers with a fused activation or residual into one block, where its shape is a known one."""
+def _fuse(block: nn.Module, replaced: set[nn.Module]) -> None:
+    """Put packed layers with a fused activation or residual into one block, where its shape is a known one; `replaced`: what gave way."""
     for linear, activation in FEED_FORWARD:
         layer, function = getattr(block, linear, None), getattr(block, activation, None)
         fused = FUSED.get(type(function).__name__)
@@ -173,6 +201,7 @@ def _fuse(block: nn.Module) -> None:
             setattr(block, name, ResidualNorm(child))
         elif gated := _gated(child):
             setattr(block, name, gated)
+            replaced.add(child)
 
 
 def _gated(block: nn.Module) -> Gated | None:

@@ -6,6 +6,7 @@ The attention kernel comes from attention.py, faster CPU layers from linear.py. 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import inspect
 import json
@@ -26,7 +27,7 @@ from ..config.checkpoint import POSITIONS_AFTER_PADDING
 from ..config.errors import ModelError
 from ..config.natives import native
 from ..config.recipe import Recipe
-from . import attention, bucketed, linear, tasks
+from . import attention, bucketed, int8, linear, lora, tasks
 from .attention import IMPLEMENTATION, Segments, attending, segments_in_flight
 from .contract import Prepared
 from .devices import streams
@@ -35,12 +36,14 @@ from .tokens import Ragged, concatenate
 log = logging.getLogger(__name__)
 
 ENCODER_ALONE = ("t5", "mt5", "umt5")  # of these, sentence-transformers saves and runs the encoder without its decoder
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What a precision computes in; of int8, all but the products of linear layers.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.bfloat16}
 
 # How far packed results may lie from the model's own, relative to their size. In half precision the order of
 # the sums alone moves them by some units in the last place per layer.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 WIDEST_TRIED = 512  # tokens of a window that the check at load looks beyond; wider ones would make it slow
+INT8_TOLERANCE = 0.35  # of made-up tokens; of sensible texts see docs/models.md
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,12 +97,16 @@ class PackedModel:
         """
         self.device = device_of(device)
         dtype = DTYPES[recipe.precision]
+        if recipe.precision == "int8":
+            int8.check(self.device)
         self.streams = 1
         if self.device.type == "cpu":
             # Two threads in one batch wait for each other at the end of every layer: two batches side by side were 12 %
             # faster (MiniLM, Zen 4), and on a core that others use too, one batch is late and not both.
             self.streams = streams("cpu", threads)
             torch.set_num_threads(1)
+        self.lora: lora.Parts | None = None
+        self.folder = folder
         self.model = load_model(folder, auto_class, dtype, recipe.task_adapter)
         if adjust is not None:
             adjust(self.model)
@@ -117,7 +124,9 @@ class PackedModel:
         self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
         self._scores_last_token = _scores_last_token(self.model)
         _first_rows_for_heads(self.model)
-        products = self._become_packed(dtype)
+        linears = lora.layers_of(self.model)
+        products = self._become_packed(dtype, recipe.precision == "int8")
+        self._linears = lora.now(linears)
         self.kernel = f"{self.backend.name}+{products}/{self.device.type}/{recipe.precision}"
 
     def forward(self, batch: Batch, **more: torch.Tensor) -> Any:
@@ -127,14 +136,42 @@ class PackedModel:
             inputs["position_ids"] = batch.positions + self.first_position
         if self.uses_types:
             inputs["token_type_ids"] = torch.zeros_like(batch.tokens) if batch.types is None else batch.types
-        with torch.inference_mode(), attending(batch.segments, self.backend):
+        with torch.inference_mode(), attending(batch.segments, self.backend), lora.adapting(self.lora):
             if not self._scores_last_token:
                 return self.model(**inputs)
             model: Any = self.model
             hidden = getattr(model, model.base_model_prefix)(**inputs).last_hidden_state[0]
             return SequenceClassifierOutput(logits=model.score(hidden[batch.segments.edges[1:].long() - 1]))
 
-    def _become_packed(self, dtype: torch.dtype) -> str:
+    def adapted(self, folder: Path) -> PackedModel:
+        """The same loaded model with the LoRA adapter in `folder`, beside this one and any others. Raises ModelError."""
+        model = self.model
+        parts = lora.load(
+            folder,
+            self._linears,
+            base=f"{self.folder} ({self.model_type})",
+            prefix=model.base_model_prefix,
+            dropped=("pooler.",) if getattr(model, "pooler", self) is None else (),
+            like=next(model.parameters()),
+        )
+        if once := bucketed.made_once(model) & parts.keys():
+            names = [name for name, layer in self._linears.items() if layer in once]
+            raise ModelError(
+                f"adapter {folder}: {', '.join(names[:3])} of a {self.model_type} model also make its relative positions, once for all "
+                "texts: merge the adapter into its base model (PEFT's merge_and_unload)"
+            )
+        other = copy.copy(self)
+        other.lora = reached = lora.Reached(parts)
+        other.forward(_sample_batch(model.config, self.device))
+        if unused := [name for name, layer in self._linears.items() if layer in parts and layer not in reached.asked]:
+            raise ModelError(
+                f"adapter {folder}: {', '.join(unused[:3])} of a {self.model_type} model cannot be changed while it runs: merge the "
+                "adapter into its base model (PEFT's merge_and_unload)"
+            )
+        other.lora, other.kernel = parts, f"{self.kernel}+lora"
+        return other
+
+    def _become_packed(self, dtype: torch.dtype, to_int8: bool) -> str:
         """Switch to packed attention and fast layers; what the model gives for a sample must not change."""
         try:
             sample = _sample(self.model.config)
@@ -147,22 +184,30 @@ class PackedModel:
                 self.model.set_attn_implementation(IMPLEMENTATION)
             # Where the class cannot be told, as with MPNet, its mask function still looks here.
             self.model.config._attn_implementation_internal = IMPLEMENTATION
-            products = linear.speed_up(self.model) if self.device.type == "cpu" else "torch"
-            offsets = np.cumsum([0, *map(len, sample)])
-            ragged = Ragged(np.concatenate(sample).astype(np.int32), offsets.astype(np.int64))
-            batch = to_device(ragged, np.arange(len(sample)), self.device)
+            products = linear.speed_up(self.model) if self.device.type == "cpu" and not to_int8 else "torch"
+            batch = _sample_batch(self.model.config, self.device)
             found = _result(self.forward(batch))
         except (ModelError, ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
             raise ModelError(f"a model of type {self.model_type!r} cannot be run packed: {error}") from error
-        whole = torch.cat(expected).float()
-        error = float((found.float() - whole).norm() / whole.norm()) if found.shape == whole.shape else float("inf")
+        exact = torch.cat(expected).float()
+        error = float((found.float() - exact).norm() / exact.norm()) if found.shape == exact.shape else float("inf")
         if not error <= TOLERANCE[dtype]:
             raise ModelError(
                 f"a model of type {self.model_type!r} cannot be run packed: its results change (relative error {error:.1e}). "
                 "Its attention or positions depend on more than the text itself"
             )
         log.info("packed results agree with the model's own: relative error %.1e", error)
-        return products
+        if not to_int8:
+            return products
+        int8.speed_up(self.model)
+        linear.speed_up(self.model)  # the layers that are left
+        loss = float((_result(self.forward(batch)).float() - exact).norm() / exact.norm())
+        log.info("int8 results differ from the model's own by %.1e", loss)
+        if not loss <= INT8_TOLERANCE:
+            raise ModelError(
+                f"a model of type {self.model_type!r} loses too much in int8 (relative error {loss:.2f}): use bfloat16 or float32"
+            )
+        return "int8"
 
 
 def load_model(
@@ -280,6 +325,13 @@ def _sample(config: Any) -> list[list[int]]:
 
 def _positions(config: Any) -> float:
     return getattr(config, "max_position_embeddings", None) or float("inf")
+
+
+def _sample_batch(config: Any, device: torch.device) -> Batch:
+    sample = _sample(config)
+    offsets = np.cumsum([0, *map(len, sample)])
+    ragged = Ragged(np.concatenate(sample).astype(np.int32), offsets.astype(np.int64))
+    return to_device(ragged, np.arange(len(sample)), device)
 
 
 def _result(output: Any) -> torch.Tensor:

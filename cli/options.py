@@ -80,6 +80,7 @@ MODEL: tuple[Decorator, ...] = (
         shell_complete=model_names,
         help="The model's name in the catalogue (lading models), for what its files do not say.  [default: its name on the hub]",
     ),
+    click.option("--adapter", metavar="NAME", help="A LoRA adapter on it: a folder, or NAME@REV on the hub."),
     click.option("--max-tokens", metavar="N", type=COUNT, help="Per text.  [default: what the checkpoint says]"),
     click.option(
         "--column",
@@ -193,7 +194,7 @@ LIMIT: tuple[Decorator, ...] = (
     ),
     click.option(
         "--precision",
-        type=_choice("float32", "bfloat16", "float16"),
+        type=_choice("float32", "bfloat16", "float16", "int8"),
         help="What the model computes in.  [default: float32]",
     ),
 )

@@ -16,6 +16,7 @@ from . import catalogue, encoders, extractors, scorers
 from .content import check_safe, content_hash, integer_at, read_json, text_at
 from .errors import ModelError
 from .hub import Checkpoint, locate
+from .lora import adapter_hash, locate_adapter, read_settings
 from .modules import Module, is_routed, line_of, read_modules
 from .natives import native
 from .origins import OPTION, origins_of
@@ -105,6 +106,9 @@ def resolve_with_origins(checkpoint: Checkpoint, *, task: str, **wishes: Any) ->
     if wish.precision == "float16" and recipe.architecture in _OVERFLOW_IN_FLOAT16:
         raise ModelError(f"{path}: a {recipe.architecture} model overflows in float16; use bfloat16 or float32")
     recipe = _SETTLE[task](recipe, opened, wish)  # refuses before gigabytes are hashed
+    if (adapter := locate_adapter(wish.adapter)) is not None:
+        read_settings(adapter, task)
+        recipe = dataclasses.replace(recipe, adapter=adapter_hash(adapter))
     for name, origin in opened.origins.items():
         if origin.startswith("catalogue"):
             _log.info("%s: %s is %r: %s", checkpoint.name, name, getattr(recipe, name), origin)

@@ -88,7 +88,7 @@ def check_safe(folder: Path, *, table: bool = False) -> None:
     `table`: a lookup table beside its tokenizer, which has no config.json.
     """
     if not table and not (folder / "config.json").is_file():
-        lora = " (adapter_config.json: a LoRA adapter; merge it into its base model first)"
+        lora = " (adapter_config.json: a LoRA adapter; give its base as the model, and this as adapter)"
         raise ModelError(
             f"{folder}: no config.json{lora if (folder / 'adapter_config.json').exists() else ': not a model folder'}"
         )
@@ -155,9 +155,14 @@ def content_hash(folder: Path, modules: list[str], *, part: str = "", files: Seq
     for module in modules:
         named += [folder / module / "config.json", folder / module / WEIGHTS]
     present = sorted({file.relative_to(folder).as_posix(): file for file in named if file.is_file()}.items())
+    return files_hash(present)
+
+
+def files_hash(files: list[tuple[str, Path]]) -> str:
+    """sha256 over the names given to these files and their contents."""
     known = _read_cache()
     total, fresh = hashlib.sha256(), {}
-    for name, file in present:
+    for name, file in files:
         key = _identity(file)
         digest = known.get(key)
         if digest is None:

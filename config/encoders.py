@@ -44,6 +44,8 @@ def settle(recipe: Recipe, opened: Opened, wish: Wishes) -> Recipe:
         task_adapter=task_adapter(opened.config, wish.prompt),
         vector_type=wish.vector_type,
     )
+    if wish.adapter and line in ("static", "idf"):
+        raise ModelError(f"{opened.checkpoint.name} is a table, and has no layers that a LoRA adapter could change")
     if "dense" in outputs:
         recipe = _settle_static(recipe, opened, wish) if line == "static" else _settle_dense(recipe, opened, wish)
     if "sparse" in outputs:

@@ -33,7 +33,8 @@ class Recipe:
     task_adapter: str = ""  # encode: which of the adapters inside the checkpoint its weights are merged with
     include_prompt: bool = True  # encode: whether the prompt's tokens are pooled
     lower_case: bool = False  # sentence_bert_config.json's do_lower_case, applied before the tokenizer
-    precision: str = "float32"  # what the model computes in: float32 | bfloat16 | float16
+    adapter: str = ""  # sha256 over the files of the LoRA adapter on the checkpoint's layers
+    precision: str = "float32"  # what the model computes in: float32 | bfloat16 | float16 | int8
     vector_type: str = "float32"  # encode: what is stored: float32 | float16 | int8 | binary
     long_text: str = "truncate"  # truncate | chunk | reject
     truncation_side: str = "right"  # truncate: which end of a long text is cut off, right | left
@@ -92,6 +93,11 @@ class Recipe:
         for name, value in stored.items():
             fields[name] = tuple(value) if isinstance(value, list) else value
         return cls(**fields)
+
+    @property
+    def base(self) -> Recipe:
+        """The same without a LoRA adapter: recipes with an equal base can share one loaded model."""
+        return dataclasses.replace(self, adapter="")
 
     @property
     def hash(self) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from .errors import ModelError
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of one parameter, whatever the checkpoint stores
+# Of one parameter, whatever the checkpoint stores; what becomes int8 is loaded as bfloat16.
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 2}
 _MOST_HEADER = 100 << 20  # what the format itself allows
 
 

@@ -35,6 +35,7 @@ class Wishes:
     threshold: float = 0.0
     token_pooling: int = 1
     template: str = ""  # how a language model is asked for a score
+    adapter: str = ""
 
 
 WISHES = tuple(field.name for field in dataclasses.fields(Wishes))

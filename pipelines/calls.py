@@ -23,8 +23,9 @@ class Options(TypedDict, total=False):
     """What every verb takes, as in a job's step and policy (docs/job-spec.md)."""
 
     revision: str
+    adapter: str  # a LoRA adapter on the model: a folder that the workers have, or name or name@revision on the hub
     max_tokens: int
-    precision: str  # float32 | bfloat16 | float16
+    precision: str  # float32 | bfloat16 | float16 | int8
     known_as: str
     long_text: str  # truncate | reject
     truncation_side: str  # right | left

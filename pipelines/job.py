@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from ..config.checkpoint import Checkpoint, locate, resolve
 from ..config.errors import ModelError
+from ..config.lora import full_name
 from ..config.recipe import Recipe
 from ..config.wishes import WISHES
 from . import sources
@@ -125,6 +126,8 @@ def _plan(draft: Draft) -> Plan:
         "folder": str(draft.checkpoint.folder),
         "origin": draft.checkpoint.origin,
     }
+    if step.adapter:
+        model["adapter"] = full_name(step.adapter)
     return Plan(
         job=draft.id,
         spec=to_dict(draft.spec),

@@ -11,6 +11,7 @@ from ..config.catalogue import of
 from ..config.checkpoint import Checkpoint
 from ..config.columns import output_columns
 from ..config.errors import SpecError
+from ..config.lora import full_name
 from ..config.outputs import chunk_fields, result_fields, token_fields
 from ..config.recipe import Recipe
 from .spec import JobSpec, StepSpec
@@ -84,6 +85,8 @@ def metadata(spec: JobSpec, recipe: Recipe, checkpoint: Checkpoint, schema: pa.S
     }
     if step.known_as:
         entry["known_as"] = step.known_as
+    if step.adapter:
+        entry["adapter"] = full_name(step.adapter)
     found = {RECIPES: json.dumps(entries(recipe, entry, step.column), sort_keys=True)}
     if plain_lancedb_agrees(step, recipe, checkpoint) and step.text[0] in schema.names:
         model = checkpoint.name if checkpoint.origin != "folder" else str(checkpoint.folder)
@@ -101,8 +104,8 @@ def metadata(spec: JobSpec, recipe: Recipe, checkpoint: Checkpoint, schema: pa.S
 def plain_lancedb_agrees(step: StepSpec, recipe: Recipe, checkpoint: Checkpoint) -> bool:
     """Whether LanceDB's built-in sentence-transformers function gives the vectors of this recipe, for queries too.
 
-    It knows no prompts, no slicing, no other end to cut off and no other vector type, computes in float32, and reads the checkpoint's files alone:
-    neither what was asked for nor what the catalogue adds to a folder without modules.json.
+    It knows no prompts, no adapters, no slicing, no other end to cut off and no other vector type, computes in float32, and reads the
+    checkpoint's files alone: neither what was asked for nor what the catalogue adds to a folder without modules.json.
     """
     known = of(checkpoint, step.known_as)
     plain = not (checkpoint.folder / "modules.json").exists()
@@ -115,6 +118,7 @@ def plain_lancedb_agrees(step: StepSpec, recipe: Recipe, checkpoint: Checkpoint)
         and recipe.architecture != "static"
         and not checkpoint.prompts
         and not recipe.prompt
+        and not recipe.adapter
         and step.dims == 0
         and step.max_tokens == 0
         and recipe.truncation_side == "right"

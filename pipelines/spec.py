@@ -34,6 +34,7 @@ class StepSpec:
     text: tuple[str, ...]  # the text column; score: the two columns of the pair
     column: str = ""  # name of the result column; "" is: vector | score | entities
     revision: str = ""  # of a hub name
+    adapter: str = ""  # a LoRA adapter on the model: folder, or name or name@revision on the hub
     max_tokens: int = 0  # 0: what the checkpoint says
     precision: str = "float32"
     dims: int = 0  # encode; 0: the model's own

@@ -37,7 +37,7 @@ VERBS: dict[str, frozenset[str]] = {
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "format": ("parquet", "jsonl", "csv", "lance", "text"),
-    "precision": ("float32", "bfloat16", "float16"),
+    "precision": ("float32", "bfloat16", "float16", "int8"),
     "vector_type": ("float32", "float16", "int8", "binary"),
     "activation": ("identity", "sigmoid"),
     "pooling": POOLINGS,

@@ -74,6 +74,7 @@ class RequestOptions:
     normalize: bool | None = None
     known_as: str = ""
     template: str = ""
+    adapter: str = ""
     long_text: str = "truncate"  # truncate | reject
     truncation_side: str = ""  # right | left
     token_columns: bool = False
@@ -87,7 +88,7 @@ class RequestOptions:
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(RequestOptions)}
 _NO_OPTIONS = RequestOptions()
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "precision": ("float32", "bfloat16", "float16"),
+    "precision": ("float32", "bfloat16", "float16", "int8"),
     "vector_type": ("float32", "float16", "int8", "binary"),
     "activation": ("", "identity", "sigmoid"),
     "pooling": ("", *POOLINGS),

@@ -14,6 +14,7 @@ from ..config.settings import layered_file
 FILE = "pools.yaml"
 DEVICES = ("cpu", "cuda")
 PRECISIONS = ("float32", "bfloat16", "float16")
+OF_CPUS = ("int8",)  # further ones, that a pool of CPUs has if it says so
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")  # part of keys in Redis, whose parts are separated by dots
 
 
@@ -85,8 +86,10 @@ def _pool(name: object, keys: object, where: str) -> Pool:
     if not isinstance(precisions, list) or not precisions:
         fail(f"{name}.precisions", f"expected a list like [float32, bfloat16], found {precisions!r}")
     for one in precisions:
-        if one not in PRECISIONS:
-            fail(f"{name}.precisions", f"{one!r} is none{nearest(str(one), PRECISIONS)}")
+        if one not in (*PRECISIONS, *OF_CPUS):
+            fail(f"{name}.precisions", f"{one!r} is none{nearest(str(one), (*PRECISIONS, *OF_CPUS))}")
+        if one in OF_CPUS and device != "cpu":
+            fail(f"{name}.precisions", f"{one} is for pools of CPUs, and this one has device {device}")
     return Pool(name=name, precisions=tuple(precisions), **given)
 
 

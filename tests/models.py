@@ -24,6 +24,8 @@ _SIZES: dict[str, dict[str, Any]] = {
     "electra": {"embedding_size": 16},
     "albert": {"embedding_size": 16},
     "modernbert": {"local_attention": 8, "global_attn_every_n_layers": 2},
+    "qwen2": {"num_key_value_heads": 1},
+    "llama": {"num_key_value_heads": 1},
 }
 
 

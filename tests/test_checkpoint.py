@@ -232,7 +232,7 @@ def test_what_an_instruction_is_hashed_as(tmp_path: Path):
 
 def test_a_reranker_without_a_place_for_an_instruction_refuses_one(tiny_cross_encoder: Path):
     """What would change nothing is not taken."""
-    with pytest.raises(ModelError, match="no place for an instruction"):
+    with pytest.raises(ModelError, match="takes no instruction"):
         recipe(tiny_cross_encoder, "score", instruction="find cats")
 
 

@@ -65,8 +65,9 @@ NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=3
 OPTIONS = st.builds(
     RequestOptions,
     revision=TEXTS,
+    adapter=TEXTS,
     max_tokens=st.integers(0, 8192),
-    precision=st.sampled_from(["float32", "bfloat16", "float16"]),
+    precision=st.sampled_from(["float32", "bfloat16", "float16", "int8"]),
     long_text=st.sampled_from(["truncate", "reject"]),
 )
 ENCODE = st.builds(

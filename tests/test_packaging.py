@@ -93,8 +93,9 @@ def test_the_wheel_holds_every_module_and_nothing_else(tree: Path, dist: Path) -
     assert {name for name in names if name.endswith(".py")} == expected
     yaml = {f"lading/{path.relative_to(tree)}" for path in (tree / "config").glob("*.yaml")}
     assert f"lading/{PLANTED}" in yaml
-    kernel = {f"lading/adapters/_attention{sysconfig.get_config_var('EXT_SUFFIX')}"} if COMPILES else set[str]()
-    assert {name for name in names if not name.endswith(".py")} == yaml | kernel
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    kernels = {f"lading/adapters/{name}{suffix}" for name in ("_attention", "_int8")} if COMPILES else set[str]()
+    assert {name for name in names if not name.endswith(".py")} == yaml | kernels
 
 
 def test_the_licence_and_the_readme_travel(dist: Path) -> None:

@@ -56,6 +56,7 @@ GPU = "g: {device: cuda, memory_bytes: 9"
         (f"{GPU}, max_workers: 0}}", "g.max_workers: must be at least 1, found 0"),
         (f"{GPU}, max_workers: true}}", "g.max_workers: expected a whole number, found True"),
         (f"{GPU}, precisions: float32}}", "g.precisions: expected a list like [float32, bfloat16], found 'float32'"),
+        (f"{GPU}, precisions: [int8]}}", "g.precisions: int8 is for pools of CPUs, and this one has device cuda"),
         (f"{GPU}, precisions: [float23]}}", "g.precisions: 'float23' is none; did you mean 'float32'?"),
     ],
 )

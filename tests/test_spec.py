@@ -276,8 +276,9 @@ def job_specs(draw: st.DrawFn) -> JobSpec:
         "column": draw(st.sampled_from(["", "r"])),
         "max_tokens": draw(st.integers(0, 600)),
         "revision": draw(name),
+        "adapter": draw(name),
     }
-    step["precision"] = draw(st.sampled_from(["float32", "bfloat16", "float16"]))
+    step["precision"] = draw(st.sampled_from(["float32", "bfloat16", "float16", "int8"]))
     if verb == "encode":
         step |= {
             "dims": 8 * draw(st.integers(0, 99)),

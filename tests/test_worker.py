@@ -29,6 +29,7 @@ from lading.schedulers.messages import Request, ShardPointer, request_message, s
 from lading.workers import into
 from lading.workers.run import run
 from lading.workers.worker import Worker
+from tests.models_lora import tiny_adapter
 from tests.redis_server import RedisServer
 
 LEASE_S = 3.0
@@ -123,6 +124,54 @@ def test_local_run_queue_and_client_give_the_same(
     for number, key in enumerate(keys):
         np.testing.assert_allclose(queued[key], local[key], atol=1e-5)
         np.testing.assert_allclose(by_client[number], local[key], atol=1e-5)
+
+
+def test_requests_with_adapters_share_a_base(
+    worker: Worker, broker: Broker, corpus: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    """Requests with two adapters and with none, and a job with one, in flight together: each gets what a local run of its own gives,
+    from one loaded base; a table takes rows of one adapter only."""
+    given = {
+        name: tiny_adapter(tmp_path / name, tiny_encoder, seed=seed) for seed, name in enumerate(("first", "second"))
+    }
+    local: dict[str, dict[str, np.ndarray]] = {}
+    for name in ("", *given):
+        job = draft(
+            spec(corpus, tiny_encoder, f"lancedb://{tmp_path}/db/local{name}", adapter=str(given.get(name, "")))
+        )
+        assert run(job, device="cpu", threads=1).exit_code == 0
+        local[name] = rows(tmp_path / "db", f"local{name}")
+    keys = sorted(local[""])
+    assert not any(np.allclose(local[one][keys[0]], local[other][keys[0]], atol=1e-2) for one, other in _PAIRS)
+    client, texts = Client(), [TEXTS[int(key[1:])] for key in keys]
+    job = submit(spec(corpus, tiny_encoder, f"lancedb://{tmp_path}/db/queued", adapter=str(given["first"])))
+    tickets = [
+        (name, client.submit_encode(str(tiny_encoder), texts[number::3], adapter=str(given.get(name, ""))))
+        for number in range(3)
+        for name in local
+    ]
+    for place, (name, ticket) in enumerate(tickets):
+        for key, vector in zip(keys[place // 3 :: 3], ticket.wait(), strict=True):
+            np.testing.assert_allclose(vector, local[name][key], atol=1e-5)
+    until(lambda: ended(job))
+    for key, vector in rows(tmp_path / "db", "queued").items():
+        np.testing.assert_allclose(vector, local["first"][key], atol=1e-5)
+    loaded = list(worker.residents._loaded.values())  # pyright: ignore[reportPrivateUsage]
+    assert len(loaded) == 3
+    assert len({id(model.packed.model) for model, _ in loaded}) == 1  # pyright: ignore
+    into = f"lancedb://{tmp_path}/db/live"
+    client.submit_encode(str(tiny_encoder), ["a"], adapter=str(given["first"]), into=into, ids=["1"]).wait()
+    with pytest.raises(RequestFailed, match="recipe"):
+        client.submit_encode(str(tiny_encoder), ["a"], adapter=str(given["second"]), into=into, ids=["1"]).wait()
+
+
+_PAIRS = (("", "first"), ("", "second"), ("first", "second"))
+
+
+def test_an_adapter_outside_the_roots_is_not_read(worker: Worker, tiny_encoder: Path) -> None:
+    """As with models, a request names no folder that the worker was not told to read."""
+    with pytest.raises(RequestFailed, match="adapter's folder"):
+        Client().encode(str(tiny_encoder), ["a"], adapter="/etc")
 
 
 @pytest.mark.parametrize("vector_type", ["int8", "binary"])

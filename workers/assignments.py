@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from ..adapters import Adapter
 from ..config.errors import BadMessage, BrokerError, LadingError, ModelError, ShardError, StopJob, UsageError
 from ..config.failpoints import failpoint
+from ..config.lora import locate_adapter
 from ..pipelines.job import resolve_step
 from ..pipelines.manifest import Work
 from ..pipelines.open_job import Job
@@ -81,13 +82,14 @@ class OpenJob:
                 raise ShardError(
                     f"{DEATHS} processes died while they loaded the model of recipe {recipe.hash}; see why, then lading retry {self.job.id}"
                 )
-            checkpoint, ours = resolve_step(self._step(), self.job.spec)
+            step = self._step()
+            checkpoint, ours = resolve_step(step, self.job.spec)
             if ours.hash != recipe.hash:
                 raise ShardError(
                     f"the job's recipe is {recipe.hash}, the checkpoint that this worker finds gives {ours.hash}: put the same one there"
                 )
             with self.strikes.loading(recipe.hash):
-                adapter = self.residents.get(recipe, checkpoint.folder)
+                adapter = self.residents.get(recipe, checkpoint.folder, locate_adapter(step.adapter))
             # It can be loaded: who died of something else meanwhile must not add up over the days of a long job.
             self.strikes.forgive_loading(recipe.hash)
             return adapter
@@ -102,8 +104,9 @@ class OpenJob:
             return 0
 
     def _step(self) -> StepSpec:
-        """With the model's folder, if it is one, by its whole path: the spec may have it relative to where the job was submitted."""
+        """With the folders of the model and its adapter by their whole paths: the spec may have it relative to where the job was submitted."""
         step, model = self.job.spec.steps[0], self.job.manifest.plan.model
+        step = dataclasses.replace(step, adapter=model.get("adapter", ""))
         return dataclasses.replace(step, model=model["folder"]) if model["origin"] == "folder" else step
 
 

@@ -59,6 +59,8 @@ def _check_named(spec: JobSpec, allowed: Sequence[str]) -> None:
     for step in spec.steps:
         if os.path.exists(os.path.expanduser(step.model)):
             roots.check_under(step.model, allowed, "the model's folder")
+        if step.adapter and os.path.exists(os.path.expanduser(step.adapter)):
+            roots.check_under(step.adapter, allowed, "the adapter's folder")
     _check_output(spec.sink.to, allowed)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from ..adapters import Adapter
 from ..config.checkpoint import locate, resolve
 from ..config.errors import ModelError, UsageError
+from ..config.lora import full_name, locate_adapter
 from ..config.recipe import Recipe
 from ..config.roots import check_under
 from ..config.wishes import WISHES
@@ -27,6 +28,7 @@ REMEMBERED_S = 60.0  # a checkpoint that is changed in its folder is seen after 
 class _Settled:
     recipe: Recipe
     folder: Path
+    adapter: Path | None  # the LoRA adapter's folder
     model: dict[str, Any]  # what a table's metadata says of the checkpoint
     at: float
 
@@ -42,7 +44,7 @@ class RequestedModels:
     def __call__(self, verb: str, model: str, options: RequestOptions) -> tuple[Recipe, Adapter, dict[str, Any]]:
         """Raises ModelError or UsageError, in words for whoever asked."""
         settled = self._settle(verb, model, options)
-        return settled.recipe, self._residents.get(settled.recipe, settled.folder), settled.model
+        return settled.recipe, self._residents.get(settled.recipe, settled.folder, settled.adapter), settled.model
 
     def check_table(self, url: str) -> None:
         """Raises UsageError unless rows may be put into this table by requests."""
@@ -61,6 +63,8 @@ class RequestedModels:
             )
         if Path(model).expanduser().exists():
             check_under(model, self._roots, "the model's folder")
+        if options.adapter and Path(options.adapter).expanduser().exists():
+            check_under(options.adapter, self._roots, "the adapter's folder")
         checkpoint = locate(model, options.revision)
         recipe = resolve(checkpoint, task=verb, **{name: getattr(options, name) for name in _WISHES})
         if recipe.long_text == "chunk":
@@ -69,7 +73,8 @@ class RequestedModels:
         said = {"model": name, "folder": str(checkpoint.folder), "origin": checkpoint.origin}
         said |= {"revision": checkpoint.revision, "prompt": options.prompt}
         said |= {"known_as": options.known_as} if options.known_as else {}
-        settled = _Settled(recipe, checkpoint.folder, said, time.monotonic())
+        said |= {"adapter": full_name(options.adapter)} if options.adapter else {}
+        settled = _Settled(recipe, checkpoint.folder, locate_adapter(options.adapter), said, time.monotonic())
         with self._lock:
             self._known[key] = settled
         return settled

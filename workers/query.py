@@ -16,6 +16,7 @@ from .. import adapters
 from ..config.checkpoint import locate, resolve
 from ..config.columns import output_columns
 from ..config.errors import ModelError, OutputError, UsageError, nearest
+from ..config.lora import locate_adapter
 from ..config.recipe import Recipe
 from ..pipelines.provenance import RECIPES
 from ..pipelines.reading import Reading, open_reading
@@ -60,7 +61,8 @@ class Searcher:
         self._results = {*vectors, *(f"{name}_scale" for name in vectors)}
         self.text_column: str = entry["text"][0]
         self.recipe, folder = query_recipe(entry, instruction)
-        self.adapter = adapters.load(self.recipe, folder, device=device)
+        adapter = locate_adapter(entry.get("adapter", ""))
+        self.adapter = adapters.load(self.recipe, folder, adapter=adapter, device=device)
 
     def embed(self, texts: list[str]) -> pa.Array:
         """The queries' results, as `encode` stores them. Raises OutputError for an empty text."""
@@ -132,7 +134,10 @@ def query_recipe(entry: dict[str, Any], instruction: str = "") -> tuple[Recipe, 
         # Of other outputs, it is the prompt that says which side of the model a text is on.
         prompt="none" if entry["prompt"] == "none" and "dense" in stored.outputs else "query",
         instruction=instruction,
+        adapter=entry.get("adapter", ""),
     )
+    if recipe.adapter != stored.adapter:
+        raise ModelError(f"{entry['adapter']} is not the adapter that the table was made with")
     if recipe.content != stored.content:
         raise ModelError(
             f"{where} is not the model the table was made with (content {stored.content[:12]}, now {recipe.content[:12]})"

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from .. import adapters
 from ..config.errors import StopJob, TooManyRejects
+from ..config.lora import locate_adapter
 from ..config.settings import Settings
 from ..config.settings import load as load_settings
 from ..pipelines.job import Draft, start
@@ -108,7 +109,13 @@ class _Run:
     def _load(self, placement: Placement) -> None:
         began = time.monotonic()
         folder = self.draft.checkpoint.folder
-        adapter = adapters.load(self.draft.recipe, folder, device=placement.device, threads=placement.threads)
+        adapter = adapters.load(
+            self.draft.recipe,
+            folder,
+            adapter=locate_adapter(self.draft.spec.steps[0].adapter),
+            device=placement.device,
+            threads=placement.threads,
+        )
         self.measured.load_s = time.monotonic() - began
         budget = placement.batch_tokens or self.settings.batch_tokens(adapter.device)
         window = self.settings.window(budget)

@@ -99,11 +99,13 @@ class PairTexts:
         """`types`: whether the model wants type ids. Raises ModelError as TextTokenizer does."""
         self.recipe, self._types = recipe, types
         self._tokenizer = TextTokenizer(folder, recipe)
-        if not recipe.answers:
-            self._tokenizer.check_pairs(folder)
         self.layout = self._tokenizer.pair_layout(layout_of)
         if self.layout is None:
             log.warning("%s: this tokenizer joins pairs in a way of its own: queries are tokenised once a pair", folder)
+
+    def check(self, folder: Path) -> None:
+        """Raises ModelError where nothing tells the two texts apart: for models that read both as one."""
+        self._tokenizer.check_pairs(folder)
 
     def prepare(self, columns: Sequence[pa.Array]) -> Prepared:
         """See `Adapter.prepare`. A pair that is too long loses tokens of its longer text first."""

@@ -21,7 +21,7 @@ from ..config.outputs import result_fields
 from ..config.recipe import Recipe
 from .contract import Outputs, Prepared
 from .packed import PackedModel, gather
-from .pairs import pair_texts
+from .pairs import PairTexts, pair_texts
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"identity": lambda x: x, "sigmoid": torch.sigmoid}
 
@@ -48,6 +48,8 @@ class Scorer:
         if not recipe.answers and labels != 1:
             raise ModelError(f"{folder} gives {labels} labels for a pair; a score needs a model with one")
         self.texts = pair_texts(folder, recipe, types=self.packed.uses_types and not recipe.answers)
+        if isinstance(self.texts, PairTexts) and not recipe.answers:
+            self.texts.check(folder)
         self.kernel = self.packed.kernel
         self.device, self.streams = str(self.packed.device), self.packed.streams
 

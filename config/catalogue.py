@@ -96,10 +96,13 @@ TESTED: dict[str, frozenset[str]] = {
             "deberta-v2",
             "distilbert",
             "electra",
+            "gemma",
             "gte",
             "modernbert",
             "mpnet",
             "new",
+            "qwen2",
+            "qwen3",
             "roberta",
             "xlm-roberta",
         }

@@ -76,7 +76,8 @@ def test_show_tells_recipe_origins_memory_and_pool(capsys: pytest.CaptureFixture
     recipe = resolve(locate(str(minilm)), task="encode")
     assert (shown["recipe"], shown["hash"]) == (recipe.to_dict(), recipe.hash)
     assert shown["origins"]["pooling"] == "1_Pooling/config.json"
-    assert shown["memory_bytes"] == {"float32": 90_854_912, "bfloat16": 45_427_456, "float16": 45_427_456}
+    half = dict.fromkeys(("bfloat16", "float16", "int8"), 45_427_456)
+    assert shown["memory_bytes"] == {"float32": 90_854_912, **half}
     assert (shown["pool"], shown["grade"], shown["facts"]) == ("cpu", "architecture verified", None)
     text = printed(capsys, "show", str(minilm), "--as", NAME, "--precision", "float16")
     assert re.search(r"^  pooling +mean +1_Pooling/config\.json$", text, re.MULTILINE)

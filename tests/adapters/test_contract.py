@@ -21,7 +21,8 @@ from benchmarks.corpus import texts_of_lengths
 from lading.adapters import Adapter, Prepared, load
 from lading.config.checkpoint import locate, resolve
 from lading.workers.packer import pack
-from tests import families, models
+from tests import families, models, models_outputs, models_rerank
+from tests.adapters.test_rerank import expected as by_card
 
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 BLOCK = re.compile(r"(<!-- families: [^>]*-->\n)(.*?)(<!-- /families -->)", re.DOTALL)
@@ -131,6 +132,45 @@ def score(architecture: str, attention: str = "packed", **options) -> Case:
     return Case(f"{architecture}, score", build, cross_encoder, attention, "score")
 
 
+def sparse_encoder(folder: Path, texts: list[str]) -> np.ndarray:
+    """sentence-transformers' SparseEncoder, without padding: (texts, words of the vocabulary)."""
+    from sentence_transformers import SparseEncoder
+
+    model = SparseEncoder(str(folder), device="cpu")
+    model.max_seq_length = MAX_TOKENS
+    return model.encode_document(texts, batch_size=1, convert_to_sparse_tensor=False).detach().numpy()
+
+
+def weights(batch: pa.RecordBatch) -> np.ndarray:
+    found = np.zeros((batch.num_rows, models.VOCABULARY), np.float32)
+    for row, one in enumerate(batch.column("sparse").to_pylist()):
+        found[row, one["indices"]] = one["values"]
+    return found
+
+
+def late_encoder(folder: Path, texts: list[str]) -> np.ndarray:
+    """sentence-transformers' MultiVectorEncoder, without padding; of each text its MaxSim with some vectors."""
+    from sentence_transformers import MultiVectorEncoder
+
+    found = MultiVectorEncoder(str(folder), device="cpu").encode_document(texts, batch_size=1)
+    return np.stack([nearest(np.asarray(one)) for one in found])
+
+
+def nearest(vectors: np.ndarray) -> np.ndarray:
+    """The largest product of some fixed vectors with any of these (tokens, dims): float (8,)."""
+    return (np.random.default_rng(0).normal(size=(8, vectors.shape[1])) @ vectors.T).max(1)
+
+
+def reranker(architecture: str, template: str) -> Case:
+    return Case(
+        f"{architecture}, reranker",
+        functools.partial(models_rerank.tiny_reranker, architecture=architecture),
+        lambda folder, texts: by_card(folder, architecture, pairs(texts), MAX_TOKENS)[0][:, None],
+        task="score",
+        wishes={"template": template},
+    )
+
+
 CASES = [
     *(dense(name) for name in ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert")),
     *(dense(name) for name in ("modernbert", "nomic_bert", "gte", "jina_embeddings_v3", "eurobert")),
@@ -151,7 +191,7 @@ CASES = [
     dense("deberta-v2", attention="bucketed"),
     dense("t5", attention="bucketed"),
     dense("mt5", attention="bucketed"),
-    dense("umt5", attention="bucketed"),
+    dense("umt5", attention="bucketed", bfloat16=(0.99, 0.15)),
     *(score(name) for name in ("bert", "xlm-roberta", "distilbert", "electra", "modernbert", "gte")),
     Case(
         "new (gte), score",
@@ -161,6 +201,26 @@ CASES = [
         bfloat16=(0.995, 0.15),
     ),
     *(score(name, "bucketed") for name in ("mpnet", "deberta-v2")),
+    *(
+        Case(
+            f"{name}, SPLADE",
+            functools.partial(models_outputs.splade, architecture=name),
+            sparse_encoder,
+            wishes={"max_tokens": MAX_TOKENS},
+            numbers=weights,
+        )
+        for name in ("bert", "distilbert", "roberta")
+    ),
+    *(
+        Case(
+            f"{name}, late interaction",
+            functools.partial(models_outputs.late_interaction, architecture=name, document_length=MAX_TOKENS),
+            late_encoder,
+            numbers=lambda batch: np.stack([nearest(np.array(one.as_py())) for one in batch.column("multi_vector")]),
+        )
+        for name in ("bert", "modernbert", "roberta")
+    ),
+    reranker("gemma", "bge-gemma"),  # templates of others leave these long queries no room: test_rerank.py
 ]
 
 

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pytest
 import torch
 import transformers
-from tests.adapters.test_packed import items, packed, recipe_of
 from torch import nn
 
 from lading import adapters
@@ -19,6 +18,7 @@ from lading.adapters.packed import PackedModel
 from lading.config.checkpoint import locate, resolve
 from lading.config.errors import ModelError
 from tests import models
+from tests.adapters.test_packed import items, packed, recipe_of
 from tests.models_lora import tiny_adapter
 
 needs_vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this CPU has no AVX512_VNNI")

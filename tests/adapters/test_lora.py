@@ -12,7 +12,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tests.adapters.test_packed import items, packed, recipe_of, relative_error
 
 from lading import adapters
 from lading.adapters import linear
@@ -21,6 +20,7 @@ from lading.config.checkpoint import locate, resolve
 from lading.config.errors import ModelError
 from lading.config.lora import CONFIG, WEIGHTS, locate_adapter
 from tests import models
+from tests.adapters.test_packed import items, packed, recipe_of, relative_error
 from tests.models_lora import peft_hidden, tiny_adapter
 
 LENGTHS = [1, 2, 7, 7, 7, 12, 33, 60]

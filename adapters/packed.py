@@ -89,9 +89,9 @@ class PackedModel:
         threads: int = 0,
         adjust: Callable[[transformers.PreTrainedModel], None] | None = None,
     ) -> None:
-        """`auto_class`: the transformers AutoModel class that has the head wanted. `adjust`: changes the model before
-        anything is run. `threads`: CPU only, 0 for
-        what OMP_NUM_THREADS says, else all cores; each runs a batch of its own, so torch is left one in each.
+        """`auto_class`: the transformers AutoModel class that has the head wanted. `adjust`: changes the model before anything is
+        run. `threads`: CPU only, 0 for what OMP_NUM_THREADS says, else all cores; each runs a batch of its own, so torch is left
+        one in each.
 
         Raises ModelError if the checkpoint is incomplete, unsafe, or cannot be run packed.
         """

@@ -15,7 +15,7 @@ from .errors import ModelError, nearest
 
 SENTENCE_TRANSFORMERS = "config_sentence_transformers.json"
 ADAPTER = "adapter_config.json"  # what a LoRA adapter has in place of a config.json
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _HUB_NAME = re.compile(r"(?P<name>[\w][\w.-]*(/[\w][\w.-]*)?)(@(?P<revision>[\w][\w./-]*))?", re.ASCII)
 _HUB = "https://huggingface.co"
 _LOGIN = "set HF_TOKEN to a token of that account, or log in with `hf auth login`"
@@ -72,6 +72,11 @@ def prompt_named(folder: Path, name: str, prompts: dict[str, str] | None = None)
     if name not in ("document", "query"):
         hint = nearest(name, {*prompts, "document", "query", "none"})
         raise ModelError(f"{folder / SENTENCE_TRANSFORMERS}: no prompt {name!r}{hint} (or give a text: prompt_text)")
+    return default_prompt(folder, prompts)
+
+
+def default_prompt(folder: Path, prompts: dict[str, str]) -> str:
+    """The text of the prompt that the checkpoint says is its default; "" if it says none."""
     default = read_json(folder / SENTENCE_TRANSFORMERS).get("default_prompt_name")
     if default is not None and default not in prompts:
         raise ModelError(f"{folder / SENTENCE_TRANSFORMERS}: default_prompt_name {default!r} is none of its prompts")
@@ -137,7 +142,7 @@ def _in_cache(model: str, revision: str) -> Checkpoint | None:
 def _is_whole(folder: Path) -> bool:
     """Whether a snapshot has what a model needs: other programs, or a download that was stopped, may have left a part of it."""
     if (folder / ADAPTER).exists():
-        return (folder / _ADAPTER_WEIGHTS).exists()
+        return (folder / ADAPTER_WEIGHTS).exists()
     try:
         modules = _module_folders(read_json_list(folder / "modules.json"))
         routed = _routed(read_json(folder / _ROUTER))

@@ -7,7 +7,8 @@ from .errors import ModelError
 from .hub import SENTENCE_TRANSFORMERS
 from .wishes import Opened
 
-# What the verbs ask for; `score` takes a *ForCausalLM too.
+LANGUAGE_MODEL = "ForCausalLM"
+# What the verbs ask for; `score` takes a language model too.
 HEADS = {"score": "ForSequenceClassification", "extract": "ForTokenClassification"}
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from .content import files_hash, integer_at, read_json
 from .errors import ModelError
-from .hub import locate
+from .hub import ADAPTER, ADAPTER_WEIGHTS, locate
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = ADAPTER, ADAPTER_WEIGHTS
 # Keys of adapter_config.json that are read here, or that change no number of a trained adapter: where it came from, how training
 # began and went, and which layers it chose (the weights name them). Any other one, unless empty, is refused.
 # fmt: off

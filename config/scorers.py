@@ -7,8 +7,8 @@ from typing import Any
 
 from .content import integer_at, read_json
 from .errors import ModelError
-from .hub import SENTENCE_TRANSFORMERS, saved_prompts
-from .kinds import check_head
+from .hub import SENTENCE_TRANSFORMERS, default_prompt, saved_prompts
+from .kinds import LANGUAGE_MODEL, check_head
 from .modules import Module
 from .origins import DEFAULT, OPTION
 from .recipe import Recipe
@@ -16,7 +16,6 @@ from .templates import Template, chat_template, named_template
 from .wishes import Opened, Wishes
 
 _ACTIVATIONS = {"Identity": "identity", "Sigmoid": "sigmoid"}
-_LANGUAGE_MODEL = "ForCausalLM"
 _SETTINGS = "sentence_bert_config.json"
 
 
@@ -26,14 +25,16 @@ def settle(recipe: Recipe, opened: Opened, wish: Wishes) -> Recipe:
     if wish.activation:
         opened.note("activation", OPTION)
     head = next((module for module in opened.modules if module.kind == "LogitScore"), None)
-    if head is None and not opened.architecture.endswith(_LANGUAGE_MODEL):
+    if head is None and not opened.architecture.endswith(LANGUAGE_MODEL):
         check_head(opened, "score")
         _check_one_label(opened)
         _refuse(opened, wish, "template", "instruction")
         if read_json(opened.folder / _SETTINGS).get("processing_kwargs"):
             raise ModelError(f"{opened.folder / _SETTINGS}: sets processing_kwargs, which Lading does not apply here")
         return dataclasses.replace(
-            recipe, prompt=_default_prompt(opened), activation=wish.activation or _activation(opened)
+            recipe,
+            prompt=default_prompt(opened.folder, saved_prompts(opened.folder)),
+            activation=wish.activation or _activation(opened),
         )
     if opened.is_pipeline and head is None:
         kinds = ", ".join(module.kind for module in opened.modules)
@@ -73,25 +74,15 @@ def _own_template(opened: Opened, wish: Wishes, head: Module) -> tuple[Template,
         _refuse(opened, wish, "instruction")
         if settings.get("processing_kwargs"):
             raise ModelError(f"{path}: sets processing_kwargs, which Lading applies to chat messages only")
-        return Template((), answers), _default_prompt(opened)
+        return Template((), answers), default_prompt(opened.folder, saved_prompts(opened.folder))
     options = settings.get("processing_kwargs") or {}
     if set(options) - {"chat_template"} or {"restore_suffix", "truncation", "max_length"} & set(
         options.get("chat_template") or {}
     ):
         raise ModelError(f"{path}: processing_kwargs: Lading applies options of the chat template only")
-    system = wish.instruction or _default_prompt(opened)
+    system = wish.instruction or default_prompt(opened.folder, saved_prompts(opened.folder))
     own = chat_template(opened, str(message.get("format")), system, options.get("chat_template") or {})
     return dataclasses.replace(own, answers=answers), ""
-
-
-def _default_prompt(opened: Opened) -> str:
-    name = read_json(opened.folder / SENTENCE_TRANSFORMERS).get("default_prompt_name")
-    prompts = saved_prompts(opened.folder)
-    if name is not None and name not in prompts:
-        raise ModelError(
-            f"{opened.folder / SENTENCE_TRANSFORMERS}: default_prompt_name {name!r} is none of its prompts"
-        )
-    return "" if name is None else prompts[name]
 
 
 def _refuse(opened: Opened, wish: Wishes, *names: str) -> None:

@@ -9,6 +9,7 @@ import re
 
 from .errors import ModelError, nearest
 from .hub import SENTENCE_TRANSFORMERS, prompt_named
+from .kinds import LANGUAGE_MODEL
 from .origins import DEFAULT, OPTION
 from .wishes import Opened, Wishes
 
@@ -34,7 +35,7 @@ def pooling_of(opened: Opened, wish: Wishes, saved: str) -> str:
         pooling, origin = saved, f"{module}/config.json"
     elif known is not None and known.pooling:
         pooling, origin = known.pooling, known.origin("pooling")
-    elif opened.architecture.endswith("ForCausalLM"):
+    elif opened.architecture.endswith(LANGUAGE_MODEL):
         raise ModelError(
             f"{opened.folder}: no file says how the token vectors of {opened.architecture} become one: give --pooling mean, cls or last"
         )

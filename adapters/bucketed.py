@@ -134,16 +134,18 @@ def made_once(model: nn.Module) -> set[nn.Module]:
     return found
 
 
+_PROJECTED = {"c2p": "lading_distances_of_keys", "p2c": "lading_distances_of_queries"}
+
+
 class Disentangled:
     """The bias of one layer: content to position, and position to content. Distances are projected once, not once a batch."""
 
     def __init__(self, attention: Any, scale: float) -> None:
         self.attention, self.scale, self.span = attention, scale, int(attention.pos_ebd_size)
-        self._projected: dict[str, torch.Tensor] = {}
 
     def project(self, distances: torch.Tensor) -> None:
         """distances: (2 * span, hidden), the same in every batch."""
-        if self._projected:
+        if self._rows("c2p") is not None or self._rows("p2c") is not None:
             return
         given, layer, made = distances[: 2 * self.span], self.attention, {}
         shared = layer.share_att_key
@@ -153,7 +155,11 @@ class Disentangled:
             made["p2c"] = (
                 _heads((layer.query_proj if shared else layer.pos_query_proj)(given[None]), layer)[0] * self.scale
             )
-        self._projected = made
+        for kind, rows in made.items():  # buffers, so that they come and go with the model's weights
+            layer.register_buffer(_PROJECTED[kind], rows, persistent=False)
+
+    def _rows(self, kind: str) -> torch.Tensor | None:
+        return getattr(self.attention, _PROJECTED[kind], None)
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         """See `attention.Bias`."""
@@ -164,8 +170,8 @@ class Disentangled:
         low, high = max(self.span - reach, 0), min(self.span + reach, 2 * self.span - 1)
         bias = query.new_zeros(())
         for kind, content, sign in (("c2p", query, 1), ("p2c", key, -1)):
-            if kind in self._projected:
-                rows = self._projected[kind][:, low : high + 1]
+            if (projected := self._rows(kind)) is not None:
+                rows = projected[:, low : high + 1]
                 places = (sign * distances + self.span).clamp(low, high) - low
                 found = (content @ rows.transpose(1, 2)).gather(-1, places.expand(texts, heads, size, size))
                 bias = bias + (found if kind == "c2p" else found.transpose(2, 3))

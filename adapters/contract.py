@@ -38,6 +38,14 @@ class Outputs:
     bad: dict[int, str]  # item -> why its result cannot be used (not finite)
 
 
+class OutOfMemory(Exception):
+    """The device has no memory for a batch, or for a model. Smaller batches, or fewer models, may do."""
+
+
+class DeviceLost(Exception):
+    """After this error every further call on the device would fail: only a new process can go on."""
+
+
 class Adapter(Protocol):
     """A loaded model. `prepare` may be called from several threads, `run` from up to `streams` others, all at the same time."""
 
@@ -54,5 +62,8 @@ class Adapter(Protocol):
         ...
 
     def run(self, parts: list[tuple[Prepared, np.ndarray]]) -> Outputs:
-        """One device batch: the items (int64 indices) chosen from each Prepared, concatenated in that order."""
+        """One device batch: the items (int64 indices) chosen from each Prepared, concatenated in that order.
+
+        Raises OutOfMemory, DeviceLost, and whatever else a model may raise.
+        """
         ...

@@ -5,10 +5,11 @@ Follows sentence-transformers' modules (Transformer, Pooling, Dense, Normalize) 
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -196,13 +197,19 @@ class DenseHead:
         if recipe.vector_type == "binary" and recipe.dims % 8:
             raise ModelError(f"binary vectors need dims divisible by 8, not {recipe.dims}")
         self.recipe, self.skip = recipe, skip
-        self.projections = [Projection(folder / name).to(device) for name in recipe.modules]
+        self.modules = [Projection(folder / name).to(device) for name in recipe.modules]
+
+    def like(self, recipe: Recipe, skip: int) -> Self:
+        """See `Head`."""
+        made = copy.copy(self)
+        made.recipe, made.skip = recipe, skip
+        return made
 
     def __call__(self, output: Any, batch: Batch) -> Columns:
         """See `Head`."""
         hidden = output.last_hidden_state[0]
         vectors = pool(hidden, batch.segments.lengths.to(hidden.device), self.recipe.pooling, self.skip)
-        for project in self.projections:
+        for project in self.modules:
             vectors = project(vectors)
         vectors = vectors[:, : self.recipe.dims]
         if self.recipe.normalize:

@@ -41,3 +41,14 @@ def count() -> int:
     from torch import cuda
 
     return cuda.device_count() if cuda.is_available() else 0
+
+
+def available(device: str) -> int:
+    """Bytes of its memory that are free now; of a CPU's, as far as nothing has to be swapped out for them."""
+    if device.startswith("cuda"):
+        from torch import cuda
+
+        return cuda.mem_get_info(device)[0]
+    with open("/proc/meminfo", encoding="ascii") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    return int(fields["MemAvailable"].split()[0]) * 1024

@@ -10,49 +10,46 @@ import pyarrow as pa
 import torch
 import transformers
 
-from ..config.outputs import result_fields
 from ..config.recipe import Recipe
 from .contract import Outputs, Prepared
 from .dense import DenseHead
 from .heads import Head
 from .lookup import LOOKUPS, Lookup
+from .model import Loaded, Model
 from .multi_vector import MultiVectorHead
 from .packed import PackedModel, gather
 from .sparse import LexicalHead, SpladeHead
 from .tokens import Ragged, TextTokenizer, encode_chunks, encode_rows
 
 
-class Encoder:
+class Encoder(Model):
     """Cost: tokens."""
 
-    inputs = 1
-
     def __init__(self, recipe: Recipe, folder: Path, *, device: str = "auto", threads: int = 0) -> None:
-        """Raises ModelError if the checkpoint and the recipe do not fit together."""
-        self.recipe = recipe
-        self.fields = result_fields(recipe)
-        home = folder / recipe.part
-        self.tokenizer = TextTokenizer(home, recipe)
+        super().__init__(recipe, folder, device=device, threads=threads)
+        self.tokenizer = TextTokenizer(folder / recipe.part, recipe)
+        self._skip = 0 if recipe.include_prompt else self.tokenizer.prompt_tokens
+        self.expansion = self.tokenizer.ids_of([recipe.expand_with])[0] if recipe.expand_to else None
+
+    def _load(self) -> tuple[Loaded, list[Head]]:
+        recipe, home, on = self.recipe, self.folder / self.recipe.part, self._on
         splade = recipe.sparse.startswith("splade")
         if recipe.architecture in LOOKUPS:
-            self.packed = Lookup(recipe, home, self.tokenizer, device=device, threads=threads)
+            packed = Lookup(recipe, home, self.tokenizer, device=self.device)
         else:
             auto_class = transformers.AutoModelForMaskedLM if splade else transformers.AutoModel
-            self.packed = PackedModel(recipe, home, auto_class, device=device, threads=threads)
-        self.heads: list[Head] = []
+            packed = PackedModel(recipe, home, auto_class, device=self.device, threads=self._threads)
+        heads: list[Head] = []
         if "dense" in recipe.outputs:
-            skip = 0 if recipe.include_prompt else self.tokenizer.prompt_tokens
-            self.heads.append(DenseHead(recipe, folder, self.packed.device, skip))
-        if splade and isinstance(self.packed, PackedModel):
-            self.heads.append(SpladeHead(recipe, self.packed.model))
-            self.packed.model = self.packed.model.base_model  # pyright: ignore[reportAttributeAccessIssue]  the head runs the rest
+            heads.append(DenseHead(recipe, self.folder, on, self._skip))
+        if splade and isinstance(packed, PackedModel):
+            heads.append(SpladeHead(recipe, packed.model))
+            packed.model = packed.model.base_model  # pyright: ignore[reportAttributeAccessIssue]  the head runs the rest
         elif "sparse" in recipe.outputs:
-            self.heads.append(LexicalHead(recipe, home, self.packed.device, self.tokenizer))
+            heads.append(LexicalHead(recipe, home, on, self.tokenizer))
         if "multi_vector" in recipe.outputs:
-            self.heads.append(MultiVectorHead(recipe, folder, self.packed.device, self.tokenizer))
-        self.expansion = self.tokenizer.ids_of([recipe.expand_with])[0] if recipe.expand_to else None
-        self.kernel = self.packed.kernel
-        self.device, self.streams = str(self.packed.device), self.packed.streams
+            heads.append(MultiVectorHead(recipe, self.folder, on, self.tokenizer))
+        return packed, heads
 
     def prepare(self, columns: list[pa.Array]) -> Prepared:
         """See `Adapter.prepare`."""
@@ -64,13 +61,11 @@ class Encoder:
             return encoded.prepared(ragged)
         return encoded.prepared(ragged.filled(self.recipe.expand_to, self.expansion), own=ragged.lengths)
 
-    @torch.inference_mode()
-    def run(self, parts: list[tuple[Prepared, np.ndarray]]) -> Outputs:
-        """See `Adapter.run`."""
-        batch = gather(parts, self.packed.device)
+    def _run(self, parts: list[tuple[Prepared, np.ndarray]]) -> Outputs:
+        batch = gather(parts, self._on)
         if self.expansion is not None and not self.recipe.expand_attended:
             own = np.concatenate([prepared.features["own"][items] for prepared, items in parts])[batch.order]
-            keys = torch.from_numpy(own).to(self.packed.device)
+            keys = torch.from_numpy(own).to(self._on)
             batch = dataclasses.replace(batch, segments=dataclasses.replace(batch.segments, keys=keys))
         output = self.packed.forward(batch)
         columns: list[pa.Array] = []

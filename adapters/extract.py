@@ -10,23 +10,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 import transformers
 
 from ..config.errors import ModelError
-from ..config.outputs import result_fields
 from ..config.recipe import Recipe
 from .contract import Outputs, Prepared
-from .packed import PackedModel, gather
+from .heads import Head
+from .model import Loaded, Model
+from .packed import PackedModel, gather, read_config
 from .tokens import Ragged, TextTokenizer, encode_rows
 
 OUTSIDE = "O"
 
 
-class TokenClassifier:
+class TokenClassifier(Model):
     """A text to its entities. Cost: tokens."""
-
-    inputs = 1
 
     def __init__(self, recipe: Recipe, folder: Path, *, device: str = "auto", threads: int = 0) -> None:
         """Raises ModelError if the recipe's labels are not those of the checkpoint."""
@@ -34,20 +32,19 @@ class TokenClassifier:
             raise ModelError(f"aggregation {recipe.aggregation!r} is not known; valid: simple")
         if recipe.long_text == "chunk":
             raise ModelError("extract cannot chunk yet; long_text must be truncate or reject")
-        self.recipe = recipe
-        self.fields = result_fields(recipe)
+        super().__init__(recipe, folder, device=device, threads=threads)
         self.tokenizer = TextTokenizer(folder, recipe)
-        auto_class = transformers.AutoModelForTokenClassification
-        self.packed = PackedModel(recipe, folder, auto_class, device=device, threads=threads)
-        labels = self.packed.model.config.num_labels
+        labels = read_config(folder).num_labels
         if labels != len(recipe.labels):
             raise ModelError(f"{folder} has {labels} labels, the recipe {len(recipe.labels)}")
-        self.kernel = self.packed.kernel
-        self.device, self.streams = str(self.packed.device), self.packed.streams
         tags = [label[2:] if label.startswith(("B-", "I-")) else label for label in recipe.labels]
         self._tags = np.array([tags.index(tag) for tag in tags])  # class -> one number per kind of entity
         self._begins = np.array([label.startswith("B-") for label in recipe.labels])
         self._names = [label.split("-", 1)[-1] for label in recipe.labels]
+
+    def _load(self) -> tuple[Loaded, list[Head]]:
+        auto_class = transformers.AutoModelForTokenClassification
+        return PackedModel(self.recipe, self.folder, auto_class, device=self.device, threads=self._threads), []
 
     def prepare(self, columns: list[pa.Array]) -> Prepared:
         """See `Adapter.prepare`."""
@@ -62,10 +59,8 @@ class TokenClassifier:
             texts=columns[0].take(pa.array(encoded.rows)).to_pylist(),
         )
 
-    @torch.inference_mode()
-    def run(self, parts: list[tuple[Prepared, np.ndarray]]) -> Outputs:
-        """See `Adapter.run`."""
-        batch = gather(parts, self.packed.device)
+    def _run(self, parts: list[tuple[Prepared, np.ndarray]]) -> Outputs:
+        batch = gather(parts, self._on)
         logits = self.packed.forward(batch).logits[0].float()
         scores, classes = (found.cpu().numpy() for found in logits.softmax(-1).max(-1))
         edges = np.concatenate([[0], np.cumsum(batch.segments.lengths.numpy())])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
+from torch import nn
 
+from ..config.recipe import Recipe
 from .packed import Batch
 
 # The columns, one row an item in the order given to `Adapter.run`, and why an item's row cannot be used.
@@ -15,6 +18,15 @@ Columns = tuple[list[pa.Array], dict[int, str]]
 
 class Head(Protocol):
     """One output of `encode`. Threads share one."""
+
+    @property
+    def modules(self) -> Sequence[nn.Module]:
+        """What holds its weights."""
+        ...
+
+    def like(self, recipe: Recipe, skip: int) -> Self:
+        """The same weights used as another recipe has it; `skip`: tokens of its prompt that are not pooled."""
+        ...
 
     def __call__(self, output: Any, batch: Batch) -> Columns:
         """`output`: transformers' for the batch, longest item first; `batch.order` says where each item stands in the request."""

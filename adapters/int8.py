@@ -35,6 +35,11 @@ class Int8Linear(nn.Module):
     x = step * (whole - 128) + middle, so x W = step * (whole - 128) W + middle * (the sums over W's inputs).
     """
 
+    packed: torch.Tensor
+    scales: torch.Tensor
+    sums: torch.Tensor
+    zeros: torch.Tensor
+    bias: torch.Tensor
     adapts = True  # it asks lora.py itself
     weight = None  # T5 looks for its dtype: there is none to look at
 
@@ -42,13 +47,18 @@ class Int8Linear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         weight = linear.weight.detach().float()
-        self.scales = weight.abs().amax(1).clamp_(min=SMALLEST) / 127  # float32 (out,)
-        whole = (weight / self.scales[:, None]).round_()
-        self.sums = whole.sum(1) * self.scales
-        self.packed = torch.ops.onednn.qlinear_prepack(whole.to(torch.int8), [PROBABLE_ROWS, self.in_features])
-        self.zeros = torch.zeros(self.out_features, dtype=torch.int32)
+        scales = weight.abs().amax(1).clamp_(min=SMALLEST) / 127  # float32 (out,)
+        whole = (weight / scales[:, None]).round_()
         bias: torch.Tensor | None = getattr(linear, "bias", None)
-        self.bias = torch.zeros(self.out_features) if bias is None else bias.detach().float()
+        held = {
+            "scales": scales,
+            "sums": whole.sum(1) * scales,
+            "packed": torch.ops.onednn.qlinear_prepack(whole.to(torch.int8), [PROBABLE_ROWS, self.in_features]),
+            "zeros": torch.zeros(self.out_features, dtype=torch.int32),
+            "bias": torch.zeros(self.out_features) if bias is None else bias.detach().float(),
+        }
+        for name, tensor in held.items():
+            self.register_buffer(name, tensor, persistent=False)
         linear.__dict__["became"] = self  # for lora.now; no submodule
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -64,6 +64,7 @@ class PackedLinear(nn.Module):
     Where a LoRA adapter changes the layer, nothing can be fused to the product: what it adds comes first.
     """
 
+    packed: torch.Tensor
     adapts = True  # it asks lora.py itself
 
     weight = None  # T5 looks for its dtype: there is none to look at
@@ -71,7 +72,8 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, activation: tuple[str, str] = ("none", "")) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), PROBE_TOKENS)
+        packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), PROBE_TOKENS)
+        self.register_buffer("packed", packed, persistent=False)
         self.bias = linear.bias
         self.activation = activation
         linear.__dict__["became"] = self  # for lora.now; no submodule

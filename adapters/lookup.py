@@ -8,13 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from ..config.content import read_json
 from ..config.errors import ModelError
 from ..config.recipe import Recipe
 from .dense import read_tensors
-from .devices import streams
 from .packed import DTYPES, Batch, device_of
 from .tokens import TextTokenizer
 
@@ -26,22 +26,21 @@ class Lookup:
 
     uses_types = False
 
-    def __init__(self, recipe: Recipe, folder: Path, tokenizer: TextTokenizer, *, device: str, threads: int) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, tokenizer: TextTokenizer, *, device: str) -> None:
         """Raises ModelError where the table has no row for a token of the tokenizer."""
         self.device = device_of(device)
-        self.streams = streams(self.device.type, threads)
         read = _vectors if recipe.architecture == "static" else _idf
         table = read(folder, tokenizer)
         if len(table) < tokenizer.vocabulary:
             raise ModelError(
                 f"{folder}: {len(table)} rows for {tokenizer.vocabulary} tokens: the files do not belong together"
             )
-        self.table = table.to(self.device, DTYPES[recipe.precision])
+        self.model = nn.Embedding.from_pretrained(table.to(self.device, DTYPES[recipe.precision]))
         self.kernel = f"lookup/{self.device.type}/{recipe.precision}"
 
-    def forward(self, batch: Batch) -> BaseModelOutput:
+    def forward(self, batch: Batch, **_more: torch.Tensor) -> BaseModelOutput:
         """Rows of the table as hidden states (1, tokens, width)."""
-        return BaseModelOutput(last_hidden_state=torch.nn.functional.embedding(batch.tokens, self.table))  # pyright: ignore[reportArgumentType]
+        return BaseModelOutput(last_hidden_state=self.model(batch.tokens))
 
 
 def _vectors(folder: Path, _tokenizer: TextTokenizer) -> torch.Tensor:

@@ -6,9 +6,10 @@ hidden states, and FlagEmbedding for BGE-M3.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -30,16 +31,22 @@ class MultiVectorHead:
     def __init__(self, recipe: Recipe, folder: Path, device: torch.device, tokenizer: TextTokenizer) -> None:
         """Raises ModelError where the projection is not there, or what joins tokens is not installed."""
         self.recipe = recipe
-        self.projections = [Projection(folder / name).to(device) for name in recipe.token_modules]
+        self.modules = [Projection(folder / name).to(device) for name in recipe.token_modules]
         skipped = tokenizer.ids_of(recipe.skip_tokens, all_needed=False)
         self.skipped = torch.tensor(skipped, dtype=torch.long, device=device)
         if recipe.token_pooling > 1:
             _ward()
 
+    def like(self, recipe: Recipe, skip: int) -> Self:
+        """See `Head`."""
+        made = copy.copy(self)
+        made.recipe = recipe
+        return made
+
     def __call__(self, output: Any, batch: Batch) -> Columns:
         """See `Head`."""
         vectors = output.last_hidden_state[0].float()
-        for project in self.projections:
+        for project in self.modules:
             vectors = project(vectors)
         vectors = vectors[:, : self.recipe.token_dims]
         if self.recipe.token_normalize:

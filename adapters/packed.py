@@ -120,7 +120,7 @@ class PackedModel:
             )
         padded = self.model_type in POSITIONS_AFTER_PADDING
         self.first_position = int(config.pad_token_id) + 1 if padded else 0
-        self.uses_types = getattr(config, "type_vocab_size", 0) > 1
+        self.uses_types = uses_types(config)
         self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
         self._scores_last_token = _scores_last_token(self.model)
         _first_rows_for_heads(self.model)
@@ -171,6 +171,11 @@ class PackedModel:
         other.lora, other.kernel = parts, f"{self.kernel}+lora"
         return other
 
+    @property
+    def lora_bytes(self) -> int:
+        """What the LoRA adapter's weights take on the device."""
+        return sum(one.numel() * one.element_size() for pair in (self.lora or {}).values() for one in pair)
+
     def _become_packed(self, dtype: torch.dtype, to_int8: bool) -> str:
         """Switch to packed attention and fast layers; what the model gives for a sample must not change."""
         try:
@@ -208,6 +213,24 @@ class PackedModel:
                 f"a model of type {self.model_type!r} loses too much in int8 (relative error {loss:.2f}): use bfloat16 or float32"
             )
         return "int8"
+
+
+def read_config(folder: Path) -> Any:
+    """The checkpoint's config as transformers reads it. Raises ModelError."""
+    path = folder / "config.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    translated = native(stored, path)
+    try:
+        if translated is not stored:
+            return transformers.AutoConfig.for_model(**translated)
+        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+
+
+def uses_types(config: Any) -> bool:
+    """Whether the model tells the two texts of a pair apart by an embedding of their own."""
+    return getattr(config, "type_vocab_size", 0) > 1
 
 
 def load_model(

@@ -17,16 +17,17 @@ import transformers
 from torch import nn
 
 from ..config.errors import ModelError
-from ..config.outputs import result_fields
 from ..config.recipe import Recipe
 from .contract import Outputs, Prepared
-from .packed import PackedModel, gather
+from .heads import Head
+from .model import Loaded, Model
+from .packed import PackedModel, gather, read_config, uses_types
 from .pairs import PairTexts, pair_texts
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"identity": lambda x: x, "sigmoid": torch.sigmoid}
 
 
-class Scorer:
+class Scorer(Model):
     """Two texts to one score. Cost: tokens of both, special tokens and template included."""
 
     inputs = 2
@@ -37,30 +38,30 @@ class Scorer:
             raise ModelError(f"activation {recipe.activation!r} is not one of {', '.join(sorted(ACTIVATIONS))}")
         if recipe.long_text == "chunk":
             raise ModelError("pairs cannot be chunked; long_text must be truncate or reject")
-        self.recipe = recipe
-        self.fields = result_fields(recipe)
-        if recipe.answers:
+        super().__init__(recipe, folder, device=device, threads=threads)
+        config = read_config(folder)
+        if not recipe.answers and config.num_labels != 1:
+            raise ModelError(f"{folder} gives {config.num_labels} labels for a pair; a score needs a model with one")
+        self.texts = pair_texts(folder, recipe, types=uses_types(config) and not recipe.answers)
+        if isinstance(self.texts, PairTexts) and not recipe.answers:
+            self.texts.check(folder)
+
+    def _load(self) -> tuple[Loaded, list[Head]]:
+        if self.recipe.answers:
             auto_class, adjust = transformers.AutoModelForCausalLM, self._keep_answers
         else:
             auto_class, adjust = transformers.AutoModelForSequenceClassification, None
-        self.packed = PackedModel(recipe, folder, auto_class, device=device, threads=threads, adjust=adjust)
-        labels = self.packed.model.config.num_labels
-        if not recipe.answers and labels != 1:
-            raise ModelError(f"{folder} gives {labels} labels for a pair; a score needs a model with one")
-        self.texts = pair_texts(folder, recipe, types=self.packed.uses_types and not recipe.answers)
-        if isinstance(self.texts, PairTexts) and not recipe.answers:
-            self.texts.check(folder)
-        self.kernel = self.packed.kernel
-        self.device, self.streams = str(self.packed.device), self.packed.streams
+        packed = PackedModel(
+            self.recipe, self.folder, auto_class, device=self.device, threads=self._threads, adjust=adjust
+        )
+        return packed, []
 
     def prepare(self, columns: list[pa.Array]) -> Prepared:
         """See `Adapter.prepare`."""
         return self.texts.prepare(columns)
 
-    @torch.inference_mode()
-    def run(self, parts: list[tuple[Prepared, np.ndarray]]) -> Outputs:
-        """See `Adapter.run`."""
-        batch = gather(parts, self.packed.device)
+    def _run(self, parts: list[tuple[Prepared, np.ndarray]]) -> Outputs:
+        batch = gather(parts, self._on)
         if self.recipe.answers:
             last = batch.segments.edges[1:].long() - 1
             logits = self.packed.forward(batch, logits_to_keep=last).logits[0].float()  # (texts, answers)

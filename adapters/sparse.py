@@ -6,9 +6,10 @@ as FlagEmbedding's lexical weights; IDF tables: https://arxiv.org/abs/2411.04403
 
 from __future__ import annotations
 
+import copy
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -59,7 +60,14 @@ class SpladeHead:
     def __init__(self, recipe: Recipe, model: transformers.PreTrainedModel) -> None:
         """`model`: the whole masked language model; from here on its backbone may be run alone."""
         self.recipe, self.logits = recipe, _Logits(model)
+        self.modules = [model]
         self.step = max(1, LOGIT_BYTES // (4 * int(model.config.vocab_size)))
+
+    def like(self, recipe: Recipe, skip: int) -> Self:
+        """See `Head`."""
+        made = copy.copy(self)
+        made.recipe = recipe
+        return made
 
     def __call__(self, output: Any, batch: Batch) -> Columns:
         """See `Head`."""
@@ -112,7 +120,14 @@ class LexicalHead:
         """Raises ModelError where the head's weights are not there, or a token that the recipe names."""
         self.recipe = recipe
         self.linear = Projection(folder / SPARSE_LINEAR).to(device) if recipe.sparse == "lexical" else None
+        self.modules = [] if self.linear is None else [self.linear]
         self.dropped = np.array(tokenizer.ids_of(recipe.drop_tokens), np.int64)
+
+    def like(self, recipe: Recipe, skip: int) -> Self:
+        """See `Head`."""
+        made = copy.copy(self)
+        made.recipe = recipe
+        return made
 
     def __call__(self, output: Any, batch: Batch) -> Columns:
         """See `Head`."""

@@ -102,5 +102,21 @@ class Recipe:
     @property
     def hash(self) -> str:
         """Sixteen hex digits that name this recipe in outputs and receipts."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _digest(self.to_dict())
+
+    @property
+    def weights(self) -> str:
+        """Sixteen hex digits that name what is loaded for it: recipes that differ in their prompt, say, share one loaded model."""
+        return _digest({name: getattr(self, name) for name in _LOADED})
+
+
+# Fields on which it depends what is in a device's memory, not only what is done with it.
+_LOADED = (
+    "task", "content", "architecture", "precision", "part", "task_adapter", "adapter", "modules", "token_modules", "sparse", "outputs",
+    "drop_tokens", "skip_tokens", "answers", "labels",
+)  # fmt: skip
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

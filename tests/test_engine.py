@@ -65,6 +65,7 @@ class Task:
     """A shard of the rows that `read` gives for its work."""
 
     texts = ["text"]  # noqa: RUF012
+    at_hand = True
 
     def __init__(self, number, adapter, read):
         self.work, self.adapter = Work(Shard(number, 0, 0, 0), 0, None), adapter

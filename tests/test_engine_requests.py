@@ -28,8 +28,13 @@ class Waiting:
         self.done: queue.SimpleQueue[tuple[str, Items]] = queue.SimpleQueue()
         self.names: dict[int, str] = {}
 
-    def take(self, budget: int):
-        chosen = []
+    def adapters(self):
+        return [self.adapter] if self.texts else []
+
+    def take(self, may_run, budget_of):
+        if not self.texts or not may_run(self.adapter):
+            return []
+        chosen, budget = [], budget_of(self.adapter)
         while self.texts and budget > 0:
             text = self.texts.popleft()
             prepared = self.adapter.prepare([pa.array([text])])
@@ -38,6 +43,9 @@ class Waiting:
             chosen.append((items, Packing(prepared.costs, budget).take()))
             budget -= int(prepared.costs.sum())
         return chosen
+
+    def refuse(self, adapter, why: str) -> None:
+        raise AssertionError(why)
 
     def completed(self, items: Items) -> None:
         self.done.put((self.names[id(items)], items))
@@ -226,9 +234,9 @@ def test_alone_runs_items_and_counts_what_the_model_raised_on() -> None:
 class Endless(Waiting):
     """Requests that never end."""
 
-    def take(self, budget: int):
+    def take(self, may_run, budget_of):
         self.texts.append("again")
-        return super().take(budget)
+        return super().take(may_run, budget_of)
 
 
 def test_shards_end_though_requests_keep_coming() -> None:

@@ -70,6 +70,11 @@ def send(worker: Worker, model: Path, *texts: str, options: RequestOptions = HOT
     return ids
 
 
+def take(worker: Worker) -> list[Chosen]:
+    """As an engine with every model there."""
+    return worker.lane.take(lambda _: True, lambda _: BUDGET)
+
+
 def answer(worker: Worker, id: str) -> dict[str, object] | None:
     stored = worker.broker.client.get(f"celery-task-meta-{id}")
     return json.loads(stored) if stored else None  # pyright: ignore
@@ -86,13 +91,13 @@ def test_a_models_backlog_does_not_starve_another_model(worker: Worker, tiny_enc
     (cold,) = send(worker, tiny_encoder, "cold", options=COLD)
     send(worker, tiny_encoder, *[f"hot {n} " + "word " * 6 for n in range(200)])
     worker.lane.start()
-    until(lambda: worker.requests.counts().in_flight > PULL)
-    batches = [worker.lane.take(BUDGET) for _ in range(2)]
+    until(lambda: len(worker.lane.adapters()) == 2)
+    batches = [take(worker) for _ in range(2)]
     assert cold in names(batches[0]) | names(batches[1])
     (late,) = send(worker, tiny_encoder, "cold again", options=COLD)
     served: set[str] = set()
     while late not in served:  # the queue itself is first come, first served
-        until(lambda: (taken := worker.lane.take(BUDGET)) and served.update(names(taken)) is None)
+        until(lambda: (taken := take(worker)) and served.update(names(taken)) is None)
     assert worker.requests.counts().waiting == 0
 
 
@@ -101,7 +106,7 @@ def test_no_more_is_taken_than_the_engine_has_before_it(worker: Worker, tiny_enc
     send(worker, tiny_encoder, *["one two three"] * 400)
     worker.lane.start()
     chosen: list[Chosen] = []
-    until(lambda: chosen or chosen.extend(worker.lane.take(BUDGET)))
+    until(lambda: chosen or chosen.extend(take(worker)))
     each = cost_of(chosen) // sum(len(items) for _, items in chosen)
 
     def held() -> int:
@@ -111,7 +116,7 @@ def test_no_more_is_taken_than_the_engine_has_before_it(worker: Worker, tiny_enc
     until(lambda: held() > BUDGETS_AHEAD * BUDGET)
     assert held() <= most
     before = worker.requests.counts().in_flight
-    taken = sum(cost_of(worker.lane.take(BUDGET)) for _ in range(2))
+    taken = sum(cost_of(take(worker)) for _ in range(2))
     until(lambda: worker.requests.counts().in_flight > before)
     assert held() <= most + taken
 
@@ -122,7 +127,7 @@ def test_a_request_past_its_time_is_dropped(worker: Worker, tiny_encoder: Path) 
     (timely,) = send(worker, tiny_encoder, "timely", expires=time.time() + 1000)
     worker.lane.start()
     taken: set[str] = set()
-    until(lambda: timely in taken or taken.update(names(worker.lane.take(BUDGET))))
+    until(lambda: timely in taken or taken.update(names(take(worker))))
     assert taken == {timely}
     assert worker.requests.counts().in_flight == 1
     assert answer(worker, late) is None
@@ -139,7 +144,7 @@ def test_requests_without_a_good_input_are_answered(worker: Worker, tiny_encoder
         assert stored["status"] == "SUCCESS"
         assert [(index, code) for index, code, _ in stored["result"]["errors"]] == [(0, "empty-text")]  # pyright: ignore
     until(lambda: worker.requests.counts().in_flight == 0)
-    assert worker.lane.take(BUDGET) == []
+    assert take(worker) == []
 
 
 def test_requests_wait_for_a_table_whose_disk_is_full(
@@ -168,7 +173,7 @@ def test_requests_wait_for_a_table_whose_disk_is_full(
 def _serve(worker: Worker) -> None:
     """The engine, without shards."""
     while not worker.stopping.is_set():
-        if group := next((group for group, _ in worker.lane.take(BUDGET)), None):
+        if group := next((group for group, _ in take(worker)), None):
             worker.engine.alone(group)
             worker.lane.completed(group)
         worker.stopping.wait(0.01)

@@ -1,17 +1,42 @@
-"""Loaded models and the LoRA adapters on them, by bytes."""
+"""Loaded models and the LoRA adapters on them, by bytes: what is on the device, and what goes for others."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
+from lading.adapters import load
+from lading.adapters.model import Model
 from lading.config.checkpoint import locate, resolve
 from lading.config.errors import ModelError
 from lading.config.recipe import Recipe
 from lading.config.weights import weight_bytes
-from lading.workers.residents import Residents
+from lading.workers.residency import Residency, Tier
+from lading.workers.residents import REMEMBERED_S, Residents
 from tests.models_lora import tiny_adapter
+
+Make = Callable[[int], Residents]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    made: list[Residents] = []
+
+    def new(memory_bytes: int) -> Residents:
+        made.append(Residents("cpu", 1, Residency(memory_bytes, patience_s=0.1)))
+        return made[-1]
+
+    yield new
+    for one in made:
+        one.close()
 
 
 @pytest.fixture
@@ -20,25 +45,109 @@ def adapters(tiny_encoder: Path, tmp_path: Path) -> list[tuple[Recipe, Path]]:
     return [(resolve(locate(str(tiny_encoder)), task="encode", adapter=str(one)), one) for one in folders]
 
 
-def test_adapters_go_before_their_base(tiny_encoder: Path, adapters: list[tuple[Recipe, Path]]) -> None:
+def there(residents: Residents, recipe: Recipe) -> bool:
+    return residents.policy.models[recipe.weights].tier == Tier.DEVICE
+
+
+def test_adapters_go_before_their_base(make: Make, tiny_encoder: Path, adapters: list[tuple[Recipe, Path]]) -> None:
     """Where there is room for the base and two adapters, a third pushes out the one unused for longest; another model all of them."""
-    base, one = weight_bytes(tiny_encoder, "float32"), weight_bytes(adapters[0][1], "float32")
-    residents = Residents("cpu", 1, base + 2 * one)
+    residents = make(0)
     first = [residents.get(recipe, tiny_encoder, folder) for recipe, folder in adapters[:2]]
+    for recipe, _ in adapters[:2]:
+        residents.ready(recipe)
+    residents.policy.device_bytes = residents.policy.resident_bytes + weight_bytes(adapters[0][1], "float32") // 2
     assert first[0].packed.model is first[1].packed.model  # pyright: ignore
-    assert residents.at_hand(adapters[0][0]) is first[0]
+    with residents.holding(first[0]):
+        pass
     residents.get(adapters[2][0], tiny_encoder, adapters[2][1])
-    assert residents.at_hand(adapters[1][0]) is None
-    assert residents.at_hand(adapters[0][0]) is first[0]
-    other = resolve(locate(str(tiny_encoder)), task="encode", max_tokens=16)
+    residents.ready(adapters[2][0])
+    assert not there(residents, adapters[1][0])
+    assert there(residents, adapters[0][0])
+    other = resolve(locate(str(tiny_encoder)), task="encode", precision="bfloat16")
     residents.get(other, tiny_encoder)
-    assert all(residents.at_hand(one) is None for one in (adapters[0][0], adapters[2][0], adapters[0][0].base))
+    residents.ready(other)
+    assert not any(there(residents, one) for one in (adapters[0][0], adapters[2][0], adapters[0][0].base))
 
 
-def test_an_adapter_needs_room_beside_its_base(tiny_encoder: Path, adapters: list[tuple[Recipe, Path]]) -> None:
+def test_an_adapter_needs_room_beside_its_base(
+    make: Make, tiny_encoder: Path, adapters: list[tuple[Recipe, Path]]
+) -> None:
     """With room for the base alone, its adapters are refused, and it stays."""
-    residents = Residents("cpu", 1, weight_bytes(tiny_encoder, "float32") + 1)
+    residents = make(weight_bytes(tiny_encoder, "float32") + 1)
     recipe, folder = adapters[0]
+    residents.get(recipe.base, tiny_encoder)
+    residents.ready(recipe.base)
     with pytest.raises(ModelError, match=r"needs .* bytes in float32, this pool's models have"):
         residents.get(recipe, tiny_encoder, folder)
-    assert residents.at_hand(recipe.base) is not None
+    assert there(residents, recipe.base)
+
+
+def test_recipes_share_weights(make: Make, tiny_encoder: Path) -> None:
+    """Queries and documents, other dims and lengths: one loaded model, each with its own results."""
+    residents = make(0)
+    recipes = [
+        resolve(locate(str(tiny_encoder)), task="encode", **wishes)
+        for wishes in ({"prompt": "query"}, {"prompt": "document"}, {"dims": 16}, {"normalize": False})
+    ]
+    assert len({recipe.hash for recipe in recipes}) == len(recipes)
+    found = [vectors(residents.get(recipe, tiny_encoder), residents) for recipe in recipes]
+    assert residents.policy.loads[Tier.DISK] == 1
+    for recipe, ours in zip(recipes, found, strict=True):
+        alone = load(recipe, tiny_encoder, device="cpu", threads=1)
+        np.testing.assert_array_equal(ours, vectors(alone))
+    assert found[2].shape[1] == 16
+
+
+def test_a_model_set_aside_comes_back_as_it_was(make: Make, tiny_encoder: Path) -> None:
+    """From host memory, and from disk, bit for bit."""
+    for host_bytes, source in ((1 << 30, Tier.HOST), (0, Tier.DISK)):
+        residents = make(0)
+        residents.policy.host_bytes = host_bytes
+        recipe = resolve(locate(str(tiny_encoder)), task="encode")
+        adapter = residents.get(recipe, tiny_encoder)
+        before, bytes_before = vectors(adapter, residents), residents.report()["resident_bytes"]
+        for _ in range(3):
+            go(residents, recipe)
+            assert residents.report()["resident_bytes"] == 0
+            np.testing.assert_array_equal(vectors(adapter, residents), before)
+            assert residents.report()["resident_bytes"] == bytes_before
+        assert residents.policy.loads[source] == 3 + (source == Tier.DISK)
+
+
+def test_what_cannot_come_is_told_and_tried_again(
+    make: Make, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A missing file is final, a full disk passes; another model is loaded meanwhile."""
+    residents, real, errors = make(0), Model.load, [OSError(errno.ENOSPC, "full"), FileNotFoundError("gone")]
+
+    def failing(self: Model, **named: Any) -> None:
+        if self.recipe.max_tokens == 7 and errors:
+            raise errors.pop(0)
+        real(self, **named)
+
+    monkeypatch.setattr(Model, "load", failing)
+    bad = resolve(locate(str(tiny_encoder)), task="encode", max_tokens=7)
+    good = resolve(locate(str(tiny_encoder)), task="encode", precision="bfloat16")
+    residents.get(bad, tiny_encoder)
+    residents.get(good, tiny_encoder)
+    with pytest.raises(ModelError, match="cannot be loaded: FileNotFoundError: gone"):
+        residents.ready(bad)
+    assert errors == []
+    residents.ready(good)
+    time.sleep(REMEMBERED_S)
+    residents.ready(bad)
+
+
+def vectors(adapter: Any, residents: Residents | None = None) -> np.ndarray:
+    prepared = adapter.prepare([pa.array(["a row of words", "of another row"])])
+    with residents.holding(adapter) if residents else contextlib.nullcontext():
+        batch = adapter.run([(prepared, np.arange(2))]).batch
+    return np.stack(batch.column(0).to_numpy(zero_copy_only=False))
+
+
+def go(residents: Residents, recipe: Recipe) -> None:
+    """Make a model leave the device."""
+    with residents._changed:  # pyright: ignore[reportPrivateUsage]
+        residents.policy.models[recipe.weights].leaving = "room"
+        residents._changed.notify_all()  # pyright: ignore[reportPrivateUsage]
+        assert residents._changed.wait_for(lambda: not there(residents, recipe), 10)  # pyright: ignore[reportPrivateUsage]

@@ -27,6 +27,7 @@ from lading.schedulers import pools
 from lading.schedulers.connection import Broker
 from lading.schedulers.messages import Request, ShardPointer, request_message, shard_message
 from lading.workers import into
+from lading.workers.residency import Tier
 from lading.workers.run import run
 from lading.workers.worker import Worker
 from tests.models_lora import tiny_adapter
@@ -156,9 +157,8 @@ def test_requests_with_adapters_share_a_base(
     until(lambda: ended(job))
     for key, vector in rows(tmp_path / "db", "queued").items():
         np.testing.assert_allclose(vector, local["first"][key], atol=1e-5)
-    loaded = list(worker.residents._loaded.values())  # pyright: ignore[reportPrivateUsage]
-    assert len(loaded) == 3
-    assert len({id(model.packed.model) for model, _ in loaded}) == 1  # pyright: ignore
+    assert [one["tier"] for one in worker.residents.report()["models"]] == ["device"] * 3
+    assert worker.residents.policy.loads[Tier.DISK] == 3  # the base once, and what each adapter adds
     into = f"lancedb://{tmp_path}/db/live"
     client.submit_encode(str(tiny_encoder), ["a"], adapter=str(given["first"]), into=into, ids=["1"]).wait()
     with pytest.raises(RequestFailed, match="recipe"):

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lading import adapters
+from lading.adapters.model import Model
 from lading.config.settings import load as load_settings
 from lading.pipelines import Client
 from lading.pipelines.job import draft
@@ -29,8 +29,10 @@ from lading.pipelines.sweep import Sweeper
 from lading.schedulers import pools
 from lading.schedulers.connection import Broker
 from lading.workers.assignments import Assignment
+from lading.workers.residents import REMEMBERED_S
 from lading.workers.worker import Worker
 from tests.redis_server import RedisServer
+from tests.test_residents import go
 
 ROWS = 10  # of a shard
 Make = Callable[..., Worker]
@@ -117,14 +119,14 @@ def test_a_worker_stopped_while_it_loads_leaves_no_note(
     make: Make, tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or three stops would be taken for three deaths, and the job fail; also when the load goes on behind the stop's back."""
-    load, loading, go_on = adapters.load, threading.Event(), threading.Event()
+    load, loading, go_on = Model.load, threading.Event(), threading.Event()
 
     def slow(*given: Any, **named: Any) -> Any:
         loading.set()
         assert go_on.wait(60)
         return load(*given, **named)
 
-    monkeypatch.setattr(adapters, "load", slow)
+    monkeypatch.setattr(Model, "load", slow)
     worker, hurry = make(), threading.Event()
     job = submit(spec(tmp_path, tiny_encoder, f"parquet://{tmp_path}/out"))
     worker.start()
@@ -227,8 +229,7 @@ def test_a_shard_keeps_its_model(make: Make, tmp_path: Path, tiny_encoder: Path)
     one = worker.desk.accept(lease)
     assert isinstance(one, Assignment)
     adapter = one.adapter
-    worker.residents._make_room(1 << 60)  # pyright: ignore[reportPrivateUsage]
-    assert worker.residents.at_hand(one.of.job.recipe) is None
+    go(worker.residents, one.of.job.recipe)
     assert one.adapter is adapter
 
 
@@ -267,15 +268,16 @@ def test_a_model_that_cannot_be_loaded_is_told(
     started: Make, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the load raises, whoever asked hears of it, and the worker lives on."""
-    load = adapters.load
+    load = Model.load
 
     def failing(*given: Any, **named: Any) -> Any:
-        raise MemoryError("no room")
+        raise RuntimeError("no such thing")
 
-    monkeypatch.setattr(adapters, "load", failing)
+    monkeypatch.setattr(Model, "load", failing)
     started()
     with Client() as client:
-        with pytest.raises(Exception, match="cannot be loaded: MemoryError: no room"):
+        with pytest.raises(Exception, match="cannot be loaded: RuntimeError: no such thing"):
             client.encode(str(tiny_encoder), ["a"])
-        monkeypatch.setattr(adapters, "load", load)
+        monkeypatch.setattr(Model, "load", load)
+        time.sleep(REMEMBERED_S)
         assert len(client.encode(str(tiny_encoder), ["a"])) == 1

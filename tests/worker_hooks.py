@@ -25,16 +25,16 @@ def install(hooks: dict[str, Any]) -> None:
 
 
 def _die_while_loading(while_there: str) -> None:
-    from lading import adapters
+    from lading.adapters.model import Model
 
-    load = adapters.load
+    load = Model.load
 
     def dying(*given: Any, **named: Any) -> Any:
         if os.path.exists(while_there):
             os.kill(os.getpid(), signal.SIGKILL)
         return load(*given, **named)
 
-    adapters.load = dying
+    Model.load = dying
 
 
 def _watch_rows(hooks: dict[str, Any]) -> None:

@@ -127,7 +127,7 @@ def _worker() -> tuple[Worker, float]:
     threading.excepthook = _end_at_once
     broker = Broker.connect(settings.broker_url)
     registry = Registry(settings.jobs)
-    return Worker(pool, settings, broker, registry, device=device, on_hang=_give_up), settings.grace_s
+    return Worker(pool, settings, broker, registry, device=device, on_end=_give_up), settings.grace_s
 
 
 app.steps["worker"].add(Consume)  # pyright: ignore[reportOptionalSubscript]
@@ -139,8 +139,8 @@ def _say_pool(**_: Any) -> None:
 
 
 def _give_up(why: str) -> None:
-    """End a process whose device is stuck. Its shards are with others by now; what it was running counts as a death."""
-    os.write(2, f"lading: {why}: the device hangs, so this process ends\n".encode())
+    """End a process whose device is stuck, or lost. Its shards are with others by now; what a stuck one was running counts as a death."""
+    os.write(2, f"lading: {why}; this process ends\n".encode())
     os._exit(DEFECT)
 
 

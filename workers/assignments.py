@@ -88,8 +88,10 @@ class OpenJob:
                 raise ShardError(
                     f"the job's recipe is {recipe.hash}, the checkpoint that this worker finds gives {ours.hash}: put the same one there"
                 )
+            name = " + ".join(part for part in (checkpoint.describe(), step.adapter) if part)
             with self.strikes.loading(recipe.hash):
-                adapter = self.residents.get(recipe, checkpoint.folder, locate_adapter(step.adapter))
+                adapter = self.residents.get(recipe, checkpoint.folder, locate_adapter(step.adapter), name=name)
+                self.residents.ready(recipe)
             # It can be loaded: who died of something else meanwhile must not add up over the days of a long job.
             self.strikes.forgive_loading(recipe.hash)
             return adapter
@@ -130,8 +132,12 @@ class Assignment:
         return self.of.job.texts
 
     @property
+    def at_hand(self) -> bool:
+        return self._adapter is not None or self.of.residents.at_hand(self.of.job.recipe) is not None
+
+    @property
     def adapter(self) -> Adapter:
-        """The same one for all of the shard, also if others' models have pushed it out meanwhile."""
+        """The same one for all of the shard, wherever its weights are."""
         if self._adapter is None:
             self._adapter = self.of.adapter()
         return self._adapter

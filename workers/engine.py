@@ -17,12 +17,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
-from ..adapters.contract import Outputs
+from ..adapters.contract import Adapter, DeviceLost, OutOfMemory, Outputs
 from ..config.errors import ShardError, StopJob
 from ..pipelines.records import Rows
 from .gauges import Gauges
+from .limits import Limits
 from .packer import pack
 from .parts import Chosen, Items, Part, ShardInFlight, Task, cost_of, halves, split_outputs
 from .shares import Shares
@@ -42,11 +44,70 @@ HOPELESS_RESULTS = 1024  # the result is not finite: some texts overflow float16
 Outcome = tuple[list[Chosen], Outputs | Exception]  # an exception is of a single item
 
 
+class Models(Protocol):
+    """Which models may run: those that are on the device (residents.py)."""
+
+    def hold(self, adapter: Adapter) -> bool:
+        """Whether a batch of it may run now, and then until `release`. If not, it is on its way, or in trouble."""
+        ...
+
+    def release(self, adapter: Adapter) -> None: ...
+
+    def holding(self, adapter: Adapter) -> AbstractContextManager[None]:
+        """The same for one batch, waiting for the model. Raises ModelError where it cannot come."""
+        ...
+
+    def working(self, wanted: Iterable[Adapter]) -> None:
+        """Told which models have work that waits."""
+        ...
+
+    def trouble(self, adapter: Adapter) -> str:
+        """Why it cannot come; "": nothing is known against it."""
+        ...
+
+    def make_room(self, adapter: Adapter) -> bool:
+        """The device has no memory left for a single item of it: whether another model went."""
+        ...
+
+
+class AllThere:
+    """A local run's one model, which is loaded before and stays."""
+
+    def hold(self, adapter: Adapter) -> bool:
+        return True
+
+    def release(self, adapter: Adapter) -> None:
+        pass
+
+    def holding(self, adapter: Adapter) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def working(self, wanted: Iterable[Adapter]) -> None:
+        pass
+
+    def trouble(self, adapter: Adapter) -> str:
+        return ""
+
+    def make_room(self, adapter: Adapter) -> bool:
+        return False
+
+
 class Requests(Protocol):
     """Work that does not wait for a window: what clients wait for."""
 
-    def take(self, budget: int) -> list[Chosen]:
-        """The items that are to run next, of one adapter and at most `budget` in cost (an item above it alone); [] if none wait."""
+    def adapters(self) -> list[Adapter]:
+        """Of which models requests wait."""
+        ...
+
+    def take(self, may_run: Callable[[Adapter], bool], budget_of: Callable[[Adapter], int]) -> list[Chosen]:
+        """The items that are to run next, of one adapter and at most its budget in cost (an item above it alone); [] if none can.
+
+        `may_run` is asked of one model after the other, and the one it lets run is held from then on.
+        """
+        ...
+
+    def refuse(self, adapter: Adapter, why: str) -> None:
+        """What waits for a model that cannot come fails."""
         ...
 
     def completed(self, items: Items) -> None:
@@ -57,8 +118,14 @@ class Requests(Protocol):
 class NoRequests:
     """A local run's."""
 
-    def take(self, budget: int) -> list[Chosen]:
+    def adapters(self) -> list[Adapter]:
         return []
+
+    def take(self, may_run: Callable[[Adapter], bool], budget_of: Callable[[Adapter], int]) -> list[Chosen]:
+        return []
+
+    def refuse(self, adapter: Adapter, why: str) -> None:
+        raise AssertionError("nothing was taken")
 
     def completed(self, items: Items) -> None:
         raise AssertionError("nothing was taken")
@@ -103,6 +170,7 @@ class Engine:
     window: int  # cost that is sorted and packed together
     stop: threading.Event
     requests: Requests = dataclasses.field(default_factory=NoRequests)
+    models: Models = dataclasses.field(default_factory=AllThere)
     gauges: Gauges = dataclasses.field(default_factory=Gauges)
     on_batch: Callable[[], None] = lambda: None
     bell: threading.Event = dataclasses.field(default_factory=threading.Event)  # ring it when a request waits
@@ -113,6 +181,10 @@ class Engine:
     since: float = 0.0  # up to when `gauges.elapsed` has been counted
     backlog: Backlog = dataclasses.field(default_factory=Backlog)
     running: set[int] = dataclasses.field(default_factory=set)  # threads that are in a batch
+    limits: Limits = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.limits = Limits(self.budget)
 
     def has_room(self) -> bool:
         """Whether another shard should be taken on, for a feed that shares its shards with other processes: what waits here, they cannot do."""
@@ -145,8 +217,8 @@ class Engine:
 
     def alone(self, items: Items) -> int:
         """Run prepared items in this thread with nothing beside them, while `shards` is not running; how many the model raised on."""
-        for batch in pack(items.prepared.costs, self.budget):
-            with self.gauges.run:
+        for batch in pack(items.prepared.costs, self.limits.of(items.adapter)):
+            with self.models.holding(items.adapter), self.gauges.run:
                 outcomes = self._attempt([(items, batch)])
             _share_out(outcomes)
             self.on_batch()
@@ -165,6 +237,8 @@ class Engine:
             shard, failure = ShardInFlight(task), ""
             self.backlog.taken += 1
             try:
+                if not task.at_hand:
+                    yield None  # what was read before does not wait for it
                 _ = task.adapter  # loaded before anything is read for it
                 batches = iter(task.read())
                 while True:
@@ -201,24 +275,47 @@ class Engine:
 
     def _run(self, batch: Batch) -> Batch:
         """One stream of the device."""
-        with batch.clock:
-            batch.outcomes = self._attempt(batch.chosen)
+        try:
+            with batch.clock:
+                batch.outcomes = self._attempt(batch.chosen)
+        finally:
+            self.models.release(batch.chosen[0][0].adapter)
         return batch
 
     def _attempt(self, chosen: list[Chosen]) -> list[Outcome]:
-        """Run the items; on an error halve them, down to the one that is to blame."""
-        adapter = chosen[0][0].adapter
-        self.running.add(threading.get_ident())
-        try:
-            return [(chosen, adapter.run([(part.prepared, items) for part, items in chosen]))]
-        except Exception as error:  # becomes a reject of the row that causes it, or stops the job
-            if sum(len(items) for _, items in chosen) == 1:
-                return [(chosen, error)]
-            log.warning("a batch failed (%s: %s); halving it to find the row", type(error).__name__, error)
-        finally:
-            self.running.discard(threading.get_ident())
-        left, right = halves(chosen)
-        return self._attempt(left) + self._attempt(right)
+        """Run the items; on an error halve them, down to the one that is to blame. Raises DeviceLost.
+
+        Without memory: once more, as unused blocks were given back; then halves, and the model's batches stay that small; for a
+        single item another model goes, as long as there is one.
+        """
+        adapter, cost = chosen[0][0].adapter, cost_of(chosen)
+        single = sum(len(items) for _, items in chosen) == 1
+        tried = 0
+        while True:
+            self.running.add(threading.get_ident())
+            try:
+                found = adapter.run([(part.prepared, items) for part, items in chosen])
+                self.limits.ran(adapter, cost)
+                return [(chosen, found)]
+            except DeviceLost:
+                raise
+            except OutOfMemory as error:
+                tried += 1
+                self.gauges.out_of_memory += 1
+                if tried == 1 or (single and self.models.make_room(adapter)):
+                    continue
+                if single:
+                    return [(chosen, error)]
+                self.limits.exhausted(adapter, cost)
+                log.warning("no memory for %d tokens (%s); halving the batch", cost, error)
+            except Exception as error:  # becomes a reject of the row that causes it, or stops the job
+                if single:
+                    return [(chosen, error)]
+                log.warning("a batch failed (%s: %s); halving it to find the row", type(error).__name__, error)
+            finally:
+                self.running.discard(threading.get_ident())
+            left, right = halves(chosen)
+            return self._attempt(left) + self._attempt(right)
 
     # -- the caller's thread
 
@@ -256,16 +353,29 @@ class Engine:
     def _form(self, window: Window) -> Batch | None:
         """The batch to run next: requests first, topped up with rows of shards, unless shards are owed their share."""
         with self.gauges.hand_out:
-            asked = [] if window and self.shares.owed > 0 else self.requests.take(self.budget)
-            cost = cost_of(asked)
+            waiting = self.requests.adapters()
+            self.models.working([*waiting, window.adapter] if window else waiting)
+            asked: list[Chosen] = []
             rows: list[Chosen] = []
-            if not asked:
-                rows = window.take() if window else []
-            elif window and window.adapter is asked[0][0].adapter and cost < self.budget:
-                rows = window.fill(self.budget - cost)
+            if window and self.shares.owed > 0 and self.models.hold(window.adapter):
+                rows = window.take(self.limits.of(window.adapter))
+            else:
+                asked = self.requests.take(self.models.hold, self.limits.of)
+            cost = cost_of(asked)
+            if asked and window and window.adapter is asked[0][0].adapter:
+                rows = window.fill(self.limits.of(window.adapter) - cost)
+            elif not asked and not rows and window and self.models.hold(window.adapter):
+                rows = window.take(self.limits.of(window.adapter))
             of_rows = cost_of(rows)
             self.backlog.cost_out += of_rows
-            return Batch(asked + rows, cost + of_rows) if asked or rows else None
+            if asked or rows:
+                return Batch(asked + rows, cost + of_rows)
+            for adapter in waiting:
+                if why := self.models.trouble(adapter):
+                    self.requests.refuse(adapter, why)
+            if window and (why := self.models.trouble(window.adapter)):
+                self.backlog.cost_out += window.give_up(why)
+            return None
 
     def _settle(self, ahead: deque[Future[Batch] | ShardInFlight]) -> Iterator[ShardInFlight]:
         """Hand out, in order, the batches that have ended; give back the shards that this completes."""
@@ -329,4 +439,5 @@ def _share_out(outcomes: list[Outcome]) -> None:
             split_outputs(chosen, outcome)
         else:
             part, items = chosen[0]
-            part.fail(int(items[0]), "failed", f"{type(outcome).__name__}: {outcome}")
+            code = "out-of-memory" if isinstance(outcome, OutOfMemory) else "failed"
+            part.fail(int(items[0]), code, f"{type(outcome).__name__}: {outcome}")

@@ -22,6 +22,7 @@ class Gauges:
     cost: int = 0  # tokens, in the adapter's unit
     offered: int = 0  # budget of all batches: cost / offered is the fill ratio
     batches: int = 0
+    out_of_memory: int = 0  # batches, or pieces of them, that the device had no memory for
 
     def count(self, clock: Clock, cost: int, offered: int) -> None:
         """One batch."""

@@ -19,6 +19,7 @@ from ..config.wishes import WISHES
 from ..pipelines import upsert
 from ..pipelines.output import output_paths
 from ..schedulers.bodies import RequestOptions
+from ..schedulers.pools import Preload
 from .residents import Residents
 
 REMEMBERED_S = 60.0  # a checkpoint that is changed in its folder is seen after so long
@@ -44,19 +45,34 @@ class RequestedModels:
     def __call__(self, verb: str, model: str, options: RequestOptions) -> tuple[Recipe, Adapter, dict[str, Any]]:
         """Raises ModelError or UsageError, in words for whoever asked."""
         settled = self._settle(verb, model, options)
-        return settled.recipe, self._residents.get(settled.recipe, settled.folder, settled.adapter), settled.model
+        adapter = self._residents.get(settled.recipe, settled.folder, settled.adapter, name=_name(settled))
+        return settled.recipe, adapter, settled.model
+
+    def preload(self, one: Preload) -> None:
+        """Load a model that nobody asked for yet. Raises ModelError, UsageError."""
+        settled = self._settle(one.verb, one.model, one.options)
+        self._residents.get(settled.recipe, settled.folder, settled.adapter, name=_name(settled), pinned=one.pin)
+        self._residents.ready(settled.recipe)
+
+    def known(self, verb: str, model: str, options: RequestOptions) -> bool:
+        """Whether the call takes no time."""
+        settled = self._remembered((verb, model, options))
+        return settled is not None and self._residents.known(settled.recipe)
 
     def check_table(self, url: str) -> None:
         """Raises UsageError unless rows may be put into this table by requests."""
         upsert.check(url)
         check_under(output_paths(url).data, self._roots, "the table")
 
-    def _settle(self, verb: str, model: str, options: RequestOptions) -> _Settled:
-        key = (verb, model, options)
+    def _remembered(self, key: tuple[str, str, RequestOptions]) -> _Settled | None:
         with self._lock:
             known = self._known.get(key)
-            if known is not None and time.monotonic() - known.at < REMEMBERED_S:
-                return known
+        return known if known is not None and time.monotonic() - known.at < REMEMBERED_S else None
+
+    def _settle(self, verb: str, model: str, options: RequestOptions) -> _Settled:
+        key = (verb, model, options)
+        if (known := self._remembered(key)) is not None:
+            return known
         if options.precision not in self._precisions:
             raise UsageError(
                 f"precision {options.precision} is none of this pool's ({', '.join(self._precisions)}): ask another pool"
@@ -78,6 +94,10 @@ class RequestedModels:
         with self._lock:
             self._known[key] = settled
         return settled
+
+
+def _name(settled: _Settled) -> str:
+    return " + ".join(settled.model[part] for part in ("model", "adapter") if settled.model.get(part))
 
 
 _WISHES = [field.name for field in dataclasses.fields(RequestOptions) if field.name in WISHES]

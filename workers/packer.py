@@ -29,20 +29,19 @@ class Packing:
         """Of what is left."""
         return self._spent(self._stop) - self._spent(self._start)
 
-    def take(self) -> np.ndarray:
-        """The next batch: int64 item indices, at most `budget` in cost and about as dear as those that follow.
+    def take(self, budget: int = 0) -> np.ndarray:
+        """The next batch: int64 item indices, at most `budget` (0: the packing's) in cost and about as dear as those that follow.
 
         Even batches cost no more fill than full ones and a rest, and streams that run them side by side end
         together. An item above the budget is alone.
         """
+        budget = budget or self.budget
         spent = self._spent(self._start)
         left = self._spent(self._stop) - spent
-        share = max(
-            1, -(-left // max(1, -(-left // self.budget)))
-        )  # of the fewest batches that could take what is left
+        share = max(1, -(-left // max(1, -(-left // budget))))  # of the fewest batches that could take what is left
         stop = self._reach(spent + share) + 1  # the item that reaches it goes in, where it fits
-        if stop > self._stop or self._spent(stop) > spent + self.budget:
-            stop = int(np.searchsorted(self._ends, spent + self.budget, side="right"))
+        if stop > self._stop or self._spent(stop) > spent + budget:
+            stop = int(np.searchsorted(self._ends, spent + budget, side="right"))
         return self._cut(min(max(stop, self._start + 1), self._stop))
 
     def fill(self, room: int) -> np.ndarray:

@@ -26,8 +26,13 @@ class Task(Protocol):
         ...
 
     @property
+    def at_hand(self) -> bool:
+        """Whether asking for the adapter takes no time."""
+        ...
+
+    @property
     def adapter(self) -> Adapter:
-        """The loaded model. Asking may load it, in the reading thread. Raises ShardError."""
+        """Able to prepare. Asking may load its model, in the reading thread. Raises ShardError."""
         ...
 
     def read(self) -> Iterator[Rows]:

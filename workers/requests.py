@@ -12,7 +12,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -36,14 +37,31 @@ WAIT_S = 0.5  # for a message, before looking again whether to stop
 DEATHS = 3  # of processes that ran a request alone, then it goes to the dead letters
 BUDGETS_AHEAD = 4  # batches' worth of prepared requests; what is beyond stays in the queue, for other workers
 
-# verb, model, options; raises ModelError, UsageError
-Models = Callable[[str, str, RequestOptions], tuple[Recipe, Adapter, dict[str, Any]]]
+OPENERS = 2  # threads that look for models nobody asked for before: one that is downloaded holds up no other
+UNOPENED = 2  # pulls' worth of requests that wait for such models
+
+_Asked = tuple[
+    str, str, RequestOptions, bool
+]  # verb, model, options, whether into a table: what requests of one group share
+
+
+class Models(Protocol):
+    """models.RequestedModels."""
+
+    def __call__(self, verb: str, model: str, options: RequestOptions) -> tuple[Recipe, Adapter, dict[str, Any]]:
+        """Raises ModelError, UsageError."""
+        ...
+
+    def known(self, verb: str, model: str, options: RequestOptions) -> bool:
+        """Whether the call takes no time."""
+        ...
 
 
 @dataclasses.dataclass(slots=True)
 class _Line:
     """The groups of one model that wait, and how much the device has done for it."""
 
+    adapter: Adapter
     groups: deque[Group] = dataclasses.field(default_factory=deque)
     served: float = 0.0
 
@@ -72,6 +90,8 @@ class RequestLane:
         self._lock = threading.Lock()
         self._lines: dict[int, _Line] = {}  # by id of the adapter
         self._waiting = 0  # cost
+        self._opening: dict[_Asked, list[Asked]] = {}
+        self._openers = ThreadPoolExecutor(OPENERS, thread_name_prefix="lading-open")
         self._room = threading.Event()
         self._thread = threading.Thread(target=self._pull_on, name="lading-requests", daemon=True)
 
@@ -80,22 +100,29 @@ class RequestLane:
 
     def join(self, timeout_s: float) -> None:
         self._room.set()
+        self._openers.shutdown(wait=False, cancel_futures=True)
         self._thread.join(timeout_s)
 
     # -- for the engine
 
-    def take(self, budget: int) -> list[Chosen]:
+    def adapters(self) -> list[Adapter]:
         """See engine.Requests."""
         with self._lock:
-            if not self._lines:
+            return [line.adapter for line in self._lines.values()]
+
+    def take(self, may_run: Callable[[Adapter], bool], budget_of: Callable[[Adapter], int]) -> list[Chosen]:
+        """See engine.Requests."""
+        with self._lock:
+            turns = sorted(self._lines, key=lambda one: self._lines[one].served)
+            key = next((one for one in turns if may_run(self._lines[one].adapter)), None)
+            if key is None:
                 return []
-            key = min(self._lines, key=lambda one: self._lines[one].served)
             line = self._lines[key]
             chosen: list[Chosen] = []
-            room = budget
+            room = budget = budget_of(line.adapter)
             while line.groups and room > 0:
                 group = line.groups[0]
-                items = group.packing.fill(room) if chosen else group.packing.take()
+                items = group.packing.fill(room) if chosen else group.packing.take(budget)
                 if not len(items):
                     break
                 chosen.append((group, items))
@@ -109,6 +136,16 @@ class RequestLane:
                 del self._lines[key]
         self._room.set()
         return chosen
+
+    def refuse(self, adapter: Adapter, why: str) -> None:
+        """See engine.Requests."""
+        with self._lock:
+            line = self._lines.pop(id(adapter), None)
+            groups = list(line.groups) if line else []
+            self._waiting -= sum(group.packing.cost for group in groups)
+        self._room.set()
+        for group in groups:
+            self._answers.fail([member.asked for member in group.members], Failure("ModelError", why))
 
     def completed(self, items: Items) -> None:
         """See engine.Requests."""
@@ -143,7 +180,9 @@ class RequestLane:
 
     def _pull(self) -> None:
         self._room.clear()  # before the look: what the engine takes from now on is heard
-        if self._waiting > BUDGETS_AHEAD * self._budget or self._answers.behind:
+        # Of every model that some wait for: those whose model is not on the device keep none from one that is.
+        full = self._waiting > BUDGETS_AHEAD * self._budget * max(len(self._lines), 1)
+        if full or self._answers.behind or sum(map(len, list(self._opening.values()))) > UNOPENED * self._most:
             self._room.wait(WAIT_S)
             return
         pulled = patiently(lambda: self._leases.pull(self._queue, self._most), self._stopping)
@@ -151,7 +190,7 @@ class RequestLane:
             patiently(lambda: self._queue.wait(WAIT_S), self._stopping)
             return
         failpoint("requests.leased")
-        together: dict[tuple[object, ...], list[Asked]] = {}
+        together: dict[_Asked, list[Asked]] = {}
         for lease in pulled:
             if (asked := self._read(lease)) is None:
                 continue
@@ -162,9 +201,45 @@ class RequestLane:
             request = asked.request
             key = (request.verb, request.model, request.options, bool(request.into))
             together.setdefault(key, []).append(asked)
-        for members in together.values():
-            if (group := self._group(members)) is not None:
-                self._enter(group)
+        for key, members in together.items():
+            if self._models.known(*key[:3]):
+                self._begin(members)
+            else:
+                self._open(key, members)
+
+    def _begin(self, members: list[Asked]) -> None:
+        if (group := self._group(members)) is not None:
+            self._enter(group)
+
+    def _open(self, key: _Asked, members: list[Asked]) -> None:
+        """Once its model is found, which may have to be downloaded."""
+        with self._lock:
+            if others := self._opening.get(key):
+                others.extend(members)
+                return
+            self._opening[key] = list(members)
+        self._openers.submit(self._look, key)
+
+    def _look(self, key: _Asked) -> None:
+        failure: Failure | None = None
+        self._leases.loading(True)
+        try:
+            self._models(*key[:3])
+        except Exception as error:  # of these requests alone
+            if not isinstance(error, LadingError):
+                log.exception("%s", key[1])
+            failure = Failure(type(error).__name__, str(error))
+        finally:
+            self._leases.loading(False)
+        with self._lock:
+            members = self._opening.pop(key)
+        self._room.set()
+        if self._stopping.is_set():
+            return  # their leases are given back
+        if failure is not None:
+            self._answers.fail(members, failure)
+        else:
+            self._begin(members)
 
     def _read(self, lease: Lease) -> Asked | None:
         try:
@@ -225,7 +300,7 @@ class RequestLane:
             if line is None:
                 # It begins level with the least served of those that wait: no credit for the time when nobody asked.
                 least = min((one.served for one in self._lines.values()), default=0.0)
-                line = self._lines[id(group.adapter)] = _Line(served=least)
+                line = self._lines[id(group.adapter)] = _Line(group.adapter, served=least)
             line.groups.append(group)
             self._waiting += cost
         self._bell.set()

@@ -1,100 +1,354 @@
-"""The models that this process holds loaded, by recipe: least recently used ones go before a load that would not fit."""
+"""The models of this process: made known once, brought onto the device when they have work, and taken off it again. Residency decides.
+
+One thread moves weights, so that nothing else waits for a disk or a bus: the engine asks `hold` and, where the answer is no, runs
+what is there. A model's light part, which prepares texts, stays from the first time it is asked for.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .. import adapters
-from ..config.errors import LadingError, ModelError
+from ..adapters import Adapter, DeviceLost
+from ..config.errors import ModelError
+from ..config.failpoints import failpoint
 from ..config.recipe import Recipe
 from ..config.weights import weight_bytes
+from .passing import passing
+from .residency import Residency, Step, Tier, TooLarge
+
+if TYPE_CHECKING:
+    from ..adapters.model import Model
 
 log = logging.getLogger(__name__)
 
+REMEMBERED_S = 2.0  # why a model cannot be had; whoever asks later has it tried again
+ROOM_S = 30.0  # that a batch without memory waits for another model to go
+
 
 class Residents:
-    """Loaded models. Threads may ask at the same time; one model is loaded at a time."""
+    """Threads may ask at the same time."""
 
     def __init__(
         self,
         device: str,
         threads: int,
-        memory_bytes: int,
+        policy: Residency,
         *,
+        batch_tokens: int = 0,
         loading: Callable[[bool], None] = lambda _: None,
+        ring: Callable[[], None] = lambda: None,
     ) -> None:
-        """memory_bytes: for weights; 0 is no limit. `loading` is told when a load begins (True) and ends (False)."""
-        self.device, self.threads = device, threads
-        self._memory, self._loading = memory_bytes, loading
-        self._lock, self._one_load = threading.Lock(), threading.Lock()
-        # Recipe hash -> model, its own bytes. A base is used whenever one of its LoRA adapters is, and stands behind them.
-        self._loaded: OrderedDict[str, tuple[adapters.Adapter, int]] = OrderedDict()
+        """batch_tokens: in flight at most, over all streams; what a model's batches need beside its weights follows from it.
+        `loading` is told when a move begins (True) and ends (False), `ring` that something has changed for `hold`."""
+        self.policy, self.lost = policy, ""
+        self._device, self._threads, self._tokens = device, threads, batch_tokens
+        self._loading, self._ring = loading, ring
+        self._changed = threading.Condition()
+        self._adapters: dict[str, Model] = {}  # by the hash of their recipes
+        self._models: dict[str, Model] = {}  # by their weights: the first adapter with them, which the others use
+        self._names: dict[str, str] = {}
+        self._awaited: Counter[str] = Counter()  # by threads that do nothing else meanwhile
+        self._making: dict[str, threading.Lock] = {}
+        self._trouble: dict[str, tuple[str, float]] = {}  # why it cannot be had, and since when
+        self._seen: set[str] = set()  # those that were on the device once
+        self._closed = False
+        self._thread = threading.Thread(target=self._move_on, name="lading-residents", daemon=True)
+        self._thread.start()
 
-    def at_hand(self, recipe: Recipe) -> adapters.Adapter | None:
-        """The model of a recipe if it is loaded."""
-        with self._lock:
-            if found := self._loaded.get(recipe.hash):
-                self._loaded.move_to_end(recipe.hash)
-                if recipe.adapter:
-                    self._loaded.move_to_end(recipe.base.hash)
-            return found and found[0]
+    # -- for whoever prepares
 
-    def get(self, recipe: Recipe, folder: Path, adapter: Path | None = None) -> adapters.Adapter:
-        """The model of a recipe, loaded if it is not. Raises ModelError where it cannot be.
+    def known(self, recipe: Recipe) -> bool:
+        """Whether `get` takes no time."""
+        with self._changed:
+            return recipe.hash in self._adapters
 
-        `adapter`: the folder of its LoRA adapter. Recipes that differ in nothing else share one loaded base.
+    def at_hand(self, recipe: Recipe) -> Adapter | None:
+        """The adapter of a recipe, if its model was on the device before, so that nothing speaks against its coming back."""
+        with self._changed:
+            return self._adapters.get(recipe.hash) if recipe.weights in self._seen else None
+
+    def get(
+        self, recipe: Recipe, folder: Path, adapter: Path | None = None, *, name: str = "", pinned: bool = False
+    ) -> Adapter:
+        """The adapter of a recipe, able to prepare. Raises ModelError where its model could never run here.
+
+        `adapter`: the folder of its LoRA adapter; `name`: of the model, for people; `pinned`: it is never made to leave. Recipes
+        with the same weights share them, and LoRA adapters their base.
         """
-        with self._one_load:
-            if (found := self.at_hand(recipe)) is not None:
-                return found
-            base = self.at_hand(recipe.base) if recipe.adapter else None
-            if base is None:
-                needed = weight_bytes(folder, recipe.precision)
-                own = lambda: adapters.load(recipe.base, folder, device=self.device, threads=self.threads)  # noqa: E731
-                base = self._add(recipe.base, folder, needed, own)
-            if not recipe.adapter:
-                return base
-            if adapter is None:
-                raise ModelError(f"recipe {recipe.hash} names an adapter, and its folder was not given")
-            needed = weight_bytes(adapter, recipe.precision)
-            return self._add(recipe, adapter, needed, lambda: adapters.adapted(base, recipe, adapter))
+        key = recipe.weights
+        with self._changed:
+            if recipe.hash in self._adapters and not pinned:
+                return self._adapters[recipe.hash]
+            lock = self._making.setdefault(recipe.base.weights, threading.Lock())
+        if recipe.adapter and adapter is None:
+            raise ModelError(f"recipe {recipe.hash} names an adapter, and its folder was not given")
+        with lock:
+            made = adapters.make(recipe, folder, device=self._device, threads=self._threads)
+            base = None
+            if adapter is not None and recipe.adapter:
+                base = self._models.get(recipe.base.weights)
+                if base is None:
+                    base = adapters.make(recipe.base, folder, device=self._device, threads=self._threads)
+                    self._add(base, weight_bytes(folder, recipe.precision), name or str(folder), pinned=pinned)
+            if key in self._models:
+                made.use(self._models[key])
+            elif base is not None and adapter is not None:
+                made.adapt(base, adapter)
+            needed = weight_bytes(adapter or folder, recipe.precision)
+            self._add(made, needed, name or str(adapter or folder), pinned=pinned)
+            with self._changed:
+                self._adapters[recipe.hash] = made
+            return made
 
-    def _add(self, recipe: Recipe, folder: Path, needed: int, load: Callable[[], adapters.Adapter]) -> adapters.Adapter:
-        """The model that `load` makes of the weights in `folder`, with room made for it first."""
-        with self._lock:
-            below = self._loaded[recipe.base.hash][1] if recipe.adapter else 0  # what must stay beside it
-        if self._memory and needed + below > self._memory:
-            raise ModelError(
-                f"{folder} needs {needed + below:,} bytes in {recipe.precision}, this pool's models have {self._memory:,}: "
-                "send it to a larger pool, or raise memory_bytes in pools.yaml"
-            )
-        self._make_room(needed)
-        began = time.monotonic()
+    def _add(self, model: Model, needed: int, name: str, *, pinned: bool) -> None:
+        key, recipe = model.weights, model.recipe
+        with self._changed:
+            if key not in self._models:
+                try:
+                    self.policy.add(key, needed, base=recipe.base.weights if recipe.adapter else "")
+                except TooLarge as error:
+                    raise ModelError(_too_large(model, error)) from error
+                self._models[key], self._names[key] = model, name
+            self.policy.models[key].pinned |= pinned
+
+    def ready(self, recipe: Recipe) -> None:
+        """Wait until its model is on the device. Raises ModelError where it cannot come."""
+        key = recipe.weights
+        with self._changed, self._waiting_for(key):
+            while self.policy.models[key].tier < Tier.DEVICE:
+                self._want_or_raise(key)
+                self._changed.wait(1.0)
+
+    # -- for the engine
+
+    def hold(self, adapter: Adapter) -> bool:
+        """Whether a batch of it may run now, and then it stays until `release`. Else it is on its way, or in trouble."""
+        key = _key(adapter)
+        with self._changed:
+            if self.policy.hold(key, time.monotonic()):
+                return True
+            self._want(key)
+            return False
+
+    def release(self, adapter: Adapter) -> None:
+        """That batch has ended."""
+        with self._changed:
+            self.policy.release(_key(adapter), time.monotonic())
+            self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def holding(self, adapter: Adapter) -> Generator[None]:
+        """The same for one batch, waiting for the model. Raises ModelError where it cannot come."""
+        key = _key(adapter)
+        with self._changed, self._waiting_for(key):
+            while not self.policy.hold(key, time.monotonic()):
+                self._want_or_raise(key)
+                self._changed.wait(1.0)
+        try:
+            yield
+        finally:
+            self.release(adapter)
+
+    def working(self, wanted: Iterable[Adapter]) -> None:
+        """Which models have work that waits: those stay as long as others will do."""
+        busy = frozenset(_key(one) for one in wanted)
+        with self._changed:
+            if busy != self.policy.busy:
+                self.policy.busy = busy
+                for key in self.policy.wanted.keys() - busy - self._awaited.keys():
+                    self.policy.unwant(key)
+                self._changed.notify_all()
+
+    def trouble(self, adapter: Adapter) -> str:
+        """Why its model cannot come; "": nothing is known against it."""
+        with self._changed:
+            return self._why(_key(adapter))
+
+    def make_room(self, adapter: Adapter) -> bool:
+        """The device has no memory left for a batch of it: whether another model went."""
+        with self._changed:
+            moved = self.policy.evictions["memory"]
+            if not self.policy.make_room(_key(adapter)):
+                return False
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: self.policy.evictions["memory"] > moved, ROOM_S)
+
+    # -- account
+
+    def report(self) -> dict[str, Any]:
+        """What is where, and how it came there, as plain JSON."""
+        with self._changed:
+            policy = self.policy
+            models = [
+                {
+                    "weights": key,
+                    "model": self._names[key],
+                    "tier": policy.models[key].tier.name.lower(),
+                    "bytes": policy.models[key].weights,
+                    "working_bytes": policy.models[key].working,
+                    "pinned": policy.models[key].pinned,
+                    "in_use": policy.models[key].users,
+                    "load_s": round(policy.models[key].took, 4),
+                }
+                for key in self._models
+            ]
+            return {
+                "device": self._device,
+                "budget_bytes": policy.device_bytes,
+                "resident_bytes": policy.resident_bytes,
+                "host_bytes": policy.copied_bytes,
+                "models": models,
+                "batches": policy.holds,
+                "misses": policy.misses,
+                "loads": {tier.name.lower(): count for tier, count in policy.loads.items()},
+                "load_s": {tier.name.lower(): round(seconds, 3) for tier, seconds in policy.load_s.items()},
+                "evictions": dict(policy.evictions),
+            }
+
+    def close(self) -> None:
+        """Move nothing more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    # -- the thread that moves
+
+    def _move_on(self) -> None:
+        while True:
+            with self._changed:
+                while (step := None if self._closed else self.policy.step(time.monotonic())) is None:
+                    if self._closed:
+                        return
+                    self._changed.wait(min(self.policy.due(time.monotonic()), 3600.0))
+            if step.to == Tier.DEVICE:
+                self._come(step)
+            else:
+                self._go(step)
+            self._ring()
+
+    def _come(self, step: Step) -> None:
+        model, began = self._models[step.key], time.monotonic()
         self._loading(True)
         try:
-            loaded = load()
-        except LadingError:
-            raise
-        except Exception as error:  # no memory on the device, say
-            raise ModelError(f"{folder} cannot be loaded: {type(error).__name__}: {error}") from error
+            failpoint("model.coming")
+            if step.source == Tier.HOST:
+                model.bring_back()
+            else:
+                model.load(measure=True)
+            failpoint("model.came")
+        except Exception as error:  # of a model, or of the device: all others go on
+            self._failed(step, error)
+            return
         finally:
             self._loading(False)
-        with self._lock:
-            self._loaded[recipe.hash] = loaded, needed
-            self._loaded.move_to_end(recipe.base.hash)
-        log.info("loaded %s (recipe %s) in %.1f s", folder, recipe.hash, time.monotonic() - began)
-        return loaded
+        now = time.monotonic()
+        with self._changed:
+            working = model.working * self._tokens
+            self.policy.done(step, now, weights=model.nbytes, working=working, seconds=now - began)
+            self._trouble.pop(step.key, None)
+            self._seen.add(step.key)
+            try:
+                self.policy.too_large(step.key)
+            except TooLarge as error:
+                self._trouble[step.key] = _too_large(model, error), now
+                self.policy.models[step.key].leaving = "room"
+            self._changed.notify_all()
+        log.info(
+            "%s (weights %s) came from %s in %.2f s",
+            self._names[step.key],
+            step.key,
+            step.source.name.lower(),
+            now - began,
+        )
 
-    def _make_room(self, needed: int) -> None:
-        """Let go of the least recently used; batches that still run hold theirs until they end."""
-        with self._lock:
-            while (
-                self._memory and self._loaded and needed + sum(size for _, size in self._loaded.values()) > self._memory
-            ):
-                name, (_, size) = self._loaded.popitem(last=False)
-                log.info("let go of recipe %s (%s bytes)", name, f"{size:,}")
+    def _go(self, step: Step) -> None:
+        model = self._models[step.key]
+        failpoint("model.leaving")
+        for key in step.forget:
+            self._models[key].forget_copy()
+        if step.to == Tier.HOST:
+            try:
+                model.set_aside()
+            except Exception as error:  # no host memory: the disk has it
+                log.warning("%s is not kept in host memory: %s", self._names[step.key], error)
+                step = dataclasses.replace(step, to=Tier.DISK)
+        if step.to == Tier.DISK:
+            model.unload()
+        failpoint("model.left")
+        with self._changed:
+            self.policy.done(step, time.monotonic())
+            self._changed.notify_all()
+        log.info("%s (weights %s) left to %s: %s", self._names[step.key], step.key, step.to.name.lower(), step.reason)
+
+    def _failed(self, step: Step, error: Exception) -> None:
+        model, now = self._models[step.key], time.monotonic()
+        if isinstance(error, DeviceLost):
+            self.lost = str(error)
+        if step.source == Tier.HOST:
+            model.unload()
+        short = isinstance(error, adapters.OutOfMemory)
+        with self._changed:
+            another = short and self.policy.make_room(step.key)
+            for_good = not another if short else not passing(error)
+            said = f"{model.folder} cannot be loaded: {type(error).__name__}: {error}"
+            why = str(error) if isinstance(error, ModelError) else said
+            for key in self.policy.failed(step, now, for_good=for_good):
+                self._trouble[key] = why, now
+            self._changed.notify_all()
+        log.error(
+            "%s (weights %s) did not come: %s%s",
+            self._names[step.key],
+            step.key,
+            why,
+            "" if for_good else "; trying again",
+        )
+
+    # -- under the lock
+
+    def _want(self, key: str) -> None:
+        if not self._why(key):
+            self.policy.want(key, time.monotonic())
+            self._changed.notify_all()
+
+    def _want_or_raise(self, key: str) -> None:
+        if self._closed:
+            raise ModelError("this worker is stopping")
+        if why := self._why(key):
+            raise ModelError(why)
+        self._want(key)
+
+    @contextlib.contextmanager
+    def _waiting_for(self, key: str) -> Generator[None]:
+        self._awaited[key] += 1
+        try:
+            yield
+        finally:
+            self._awaited[key] -= 1
+            self._awaited += Counter()  # without those that nobody waits for
+
+    def _why(self, key: str) -> str:
+        why, since = self._trouble.get(key, ("", 0.0))
+        if why and time.monotonic() - since > REMEMBERED_S:
+            del self._trouble[key]
+            return ""
+        return why
+
+
+def _key(adapter: Any) -> str:
+    return adapter.weights
+
+
+def _too_large(model: Model, error: TooLarge) -> str:
+    return (
+        f"{model.folder} needs {error.needed:,} bytes in {model.recipe.precision}, this pool's models have {error.budget:,}: "
+        "send it to a larger pool, or raise memory_bytes in pools.yaml"
+    )

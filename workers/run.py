@@ -223,6 +223,10 @@ class _Task:
     def texts(self) -> list[str]:
         return self.job.texts
 
+    @property
+    def at_hand(self) -> bool:
+        return True
+
     def read(self) -> Iterator[Rows]:
         return self.job.read(self.work)
 

@@ -51,13 +51,20 @@ class Window:
     def adapter(self) -> Adapter:
         return self.parts[0].adapter
 
-    def take(self) -> list[Chosen]:
-        """The next batch."""
-        return self._chosen(self.packing.take())
+    def take(self, budget: int = 0) -> list[Chosen]:
+        """The next batch; `budget`: in place of that which the window was made for."""
+        return self._chosen(self.packing.take(budget))
 
     def fill(self, room: int) -> list[Chosen]:
         """What fits into the rest of a batch of requests; maybe nothing."""
         return self._chosen(self.packing.fill(room))
+
+    def give_up(self, why: str) -> int:
+        """Its shards fail, and all that is left of it is dropped; how much that costs."""
+        for part in self.parts:
+            part.shard.failure = part.shard.failure or why
+        dropped, self.packing = self.packing.cost, Packing(np.empty(0, np.int64), 1)
+        return dropped
 
     def _chosen(self, batch: np.ndarray) -> list[Chosen]:
         if not len(batch):

@@ -20,6 +20,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from .. import adapters
+from ..adapters import DeviceLost
+from ..adapters.devices import available
 from ..config import roots
 from ..config.errors import BrokerError, LadingError, ShardError, StopJob
 from ..config.failpoints import failpoint
@@ -41,6 +43,7 @@ from .models import RequestedModels
 from .parts import Part, ShardInFlight
 from .publishing import publish
 from .requests import RequestLane
+from .residency import Residency
 from .residents import Residents
 from .suspects import rows_between, without
 
@@ -66,10 +69,10 @@ class Worker:
         registry: Registry,
         *,
         device: str = "",
-        on_hang: Callable[[str], None] = lambda why: None,
+        on_end: Callable[[str], None] = lambda why: None,
     ) -> None:
-        """`on_hang` is told once, when the device does not come back from a batch: only another process can go on."""
-        self._on_hang = on_hang
+        """`on_end` is told once why only another process can go on: the device does not come back from a batch, or takes no more."""
+        self._on_end = on_end
         self.pool, self.settings, self.broker, self.registry = pool, settings, broker, registry
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}".replace(".", "-")
         self.stopping = threading.Event()
@@ -78,12 +81,19 @@ class Worker:
         self.leases = Leases(settings.lease_s)
         device = device or pool.device
         adapters.check_device(device)
-        self.residents = Residents(device, settings.threads, pool.memory_bytes, loading=self.leases.loading)
         budget = pool.batch_tokens or settings.batch_tokens(device)
         streams = adapters.streams(device, settings.threads)
+        policy = Residency(
+            _memory_of(pool, device), pool.host_bytes, patience_s=pool.swap_patience_s, idle_s=pool.idle_unload_s
+        )
+        bell = threading.Event()
+        self.residents = Residents(
+            device, settings.threads, policy, batch_tokens=budget * streams, loading=self.leases.loading, ring=bell.set
+        )
         window = settings.window_tokens or WINDOW_BATCHES * budget
         ahead = window + AHEAD_BATCHES * budget * streams
-        self.engine = Engine(streams, budget, window, self.stopping, on_batch=self.leases.beat, ahead=ahead)
+        self.engine = Engine(streams, budget, window, self.stopping, on_batch=self.leases.beat, bell=bell, ahead=ahead)
+        self.engine.models = self.residents
         self.answers = Answers(
             broker,
             self.requests,
@@ -92,7 +102,7 @@ class Worker:
             ttl_s=settings.result_ttl_s,
             interval_s=settings.fold_interval_s,
         )
-        models = RequestedModels(self.residents, roots.parse(settings.roots), pool.precisions)
+        self.models = models = RequestedModels(self.residents, roots.parse(settings.roots), pool.precisions)
         self.lane = RequestLane(
             self.requests,
             self.leases,
@@ -122,12 +132,13 @@ class Worker:
         self._work_thread = threading.Thread(target=self._work, name="lading-work", daemon=True)
         self._keep_thread = threading.Thread(target=self._keep, name="lading-leases", daemon=True)
         self._sweep_thread = threading.Thread(target=self._sweep, name="lading-sweep", daemon=True)
+        self._preload_thread = threading.Thread(target=self._preload, name="lading-preload", daemon=True)
 
     def start(self) -> None:
         self.answers.start()
         self.lane.start()
         self.folds.start()
-        for thread in (self._work_thread, self._keep_thread, self._sweep_thread):
+        for thread in (self._work_thread, self._keep_thread, self._sweep_thread, self._preload_thread):
             thread.start()
         log.info("%s works for pool %s", self.name, self.pool.name)
 
@@ -142,13 +153,10 @@ class Worker:
         self.lane.join(min(left, 1.0))
         self.answers.end(left)
         self.folds.end(left)
+        self.residents.close()
         self._ended.set()
         self._keep_thread.join(1.0)
-        self.leases.close()
-        for opened in [*self.desk.jobs(), *(one.of for one in self.feed.given())]:
-            opened.strikes.erase_all()
-        for queue in (self.shards, self.requests):
-            self.leases.release(queue, self.leases.held(queue))
+        self._give_back()
         self._sweep_thread.join(
             max(left, 1.0)
         )  # a pass that is cut off keeps others from sweeping until its turn has run out
@@ -158,6 +166,26 @@ class Worker:
     # -- the working thread
 
     def _work(self) -> None:
+        try:
+            self._work_on()
+        except DeviceLost as error:
+            self._end_without_device(str(error))
+
+    def _end_without_device(self, why: str) -> None:
+        """Nobody should wait for leases to run out, and another process go on."""
+        self.stopping.set()
+        self._give_back()
+        self._on_end(f"the device fails: {why}")
+
+    def _give_back(self) -> None:
+        """All that is held, without a trace."""
+        self.leases.close()
+        for opened in [*self.desk.jobs(), *(one.of for one in self.feed.given())]:
+            opened.strikes.erase_all()
+        for queue in (self.shards, self.requests):
+            self.leases.release(queue, self.leases.held(queue))
+
+    def _work_on(self) -> None:
         with ThreadPoolExecutor(1, thread_name_prefix="lading-write") as writer:
             while not self.stopping.is_set():
                 if self.feed.alone:
@@ -166,6 +194,14 @@ class Worker:
                     patiently(lambda: self.lane.run_alone(self.engine.alone), self.stopping)
                 else:
                     self._session(writer)
+
+    def _preload(self) -> None:
+        """What pools.yaml wants on the device before anybody asks. One that cannot be had keeps nobody from the others."""
+        for one in self.pool.preload:
+            try:
+                self.models.preload(one)
+            except LadingError as error:
+                log.error("preload of %s: %s", one.model, error)
 
     def _session(self, writer: ThreadPoolExecutor) -> None:
         """Shards and requests through the engine, until something is to run alone or the worker stops."""
@@ -288,7 +324,9 @@ class Worker:
         # Counted in renewals and not on a clock, which goes on while a whole process is frozen.
         self._stuck = self._stuck + 1 if self.engine.running and not moved else 0
         if self._stuck == HUNG_LEASES * RENEWALS:
-            self._on_hang(f"a batch has not ended for {HUNG_LEASES * self.settings.lease_s:.0f} s")
+            self._on_end(f"the device hangs: a batch has not ended for {HUNG_LEASES * self.settings.lease_s:.0f} s")
+        if self.residents.lost:
+            self._end_without_device(self.residents.lost)
 
     def _sweep(self) -> None:
         """What the scheduler does, as long as no scheduler (and no other worker) does it."""
@@ -309,6 +347,13 @@ class Worker:
         if living is None:
             raise BrokerError(f"the broker at {self.broker.url} did not say who lives before this worker was stopped")
         return living
+
+
+def _memory_of(pool: Pool, device: str) -> int:
+    """Bytes for the pool's models on this device."""
+    if not pool.memory_share:
+        return pool.memory_bytes
+    return min(pool.memory_bytes, int(pool.memory_share * available(device)))
 
 
 def _failed(one: Assignment, why: str) -> ShardInFlight:

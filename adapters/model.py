@@ -7,6 +7,7 @@ whoever holds several models on one device (workers/residents.py); a run with on
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -28,7 +29,19 @@ from .packed import Batch, PackedModel, device_of
 
 log = logging.getLogger(__name__)
 
-PROBE_TEXT, PROBE_ROWS = "and " * 126, 2  # a batch that shows what a token takes
+PROBE_TEXT, PROBE_ROWS = "and " * 126, 4  # of the larger of two batches that show what a token takes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Working:
+    """Bytes that a running batch takes beside the weights."""
+
+    always: int = 0
+    each: float = 0.0  # a token
+
+    def of(self, tokens: int, batches: int) -> int:
+        """Of so many batches at once, with so many tokens together."""
+        return self.always * batches + round(self.each * tokens)
 
 
 class Loaded(Protocol):
@@ -59,7 +72,7 @@ class Model:
         self._on = device_of(device)
         self.device, self.streams, self._threads = str(self._on), streams(self._on.type, threads), threads
         self.kernel = ""  # known once it is loaded
-        self.working = 0  # bytes of a token beside the weights while a batch runs, measured at the first load
+        self.working: Working | None = None  # measured at the first load that is told to
         self._packed: Loaded | None = None
         self._heads: list[Head] = []
         self._holdings: Holdings | None = None
@@ -143,19 +156,27 @@ class Model:
         made.adapt(self, folder)
         return made
 
-    def _measured(self) -> int:
-        """Bytes that a token of a batch takes at the worst moment."""
+    def _measured(self) -> Working:
+        """From two batches, since part of it does not grow with them (a piece of SPLADE's logits)."""
         try:
             prepared = self.prepare([pa.array([PROBE_TEXT] * PROBE_ROWS)] * self.inputs)
-            every, tokens = np.arange(len(prepared.costs)), int(prepared.costs.sum())
-            return memory.peak(lambda: self.run([(prepared, every)]), self._on) // max(tokens, 1)
+            found = [
+                (
+                    int(prepared.costs[:rows].sum()),
+                    memory.peak(lambda: self.run([(prepared, np.arange(rows))]), self._on),
+                )  # noqa: B023
+                for rows in (len(prepared.costs) // 2, len(prepared.costs))
+            ]
+            (few, least), (many, most) = found
+            each = max(most - least, 0) / max(many - few, 1)
+            return Working(max(int(least - few * each), 0), each)
         except (OutOfMemory, DeviceLost):
             raise
         except Exception as error:  # if real texts fail too, that is each row's own affair
             log.warning(
                 "%s: what its batches take could not be measured: %s: %s", self.folder, type(error).__name__, error
             )
-            return 0
+            return Working()
 
     # -- for the kinds of adapters
 
@@ -188,6 +209,10 @@ class Model:
 
     def run(self, parts: list[tuple[Prepared, np.ndarray]]) -> Outputs:
         """See `Adapter.run`."""
+        if self._on.type == "cpu" and torch.get_num_threads() != 1:
+            torch.set_num_threads(
+                1
+            )  # of the calling thread: it may have had more before another thread loaded the model
         with memory.telling(), torch.inference_mode():
             return self._run(parts)
 

@@ -23,50 +23,38 @@ from lading.config.settings import load as load_settings
 
 
 class Measured:
-    """An adapter that counts the CPU seconds of its own calls, each thread's own."""
+    """CPU seconds of an adapter's calls, each thread's own."""
 
-    def __init__(self, adapter: Any) -> None:
-        self._adapter = adapter
+    def __init__(self, kind: type[Any]) -> None:
         self._lock = threading.Lock()
         self.prepare_s = self.run_s = 0.0
+        for name in ("prepare", "run"):
+            setattr(kind, name, self._counting(name, getattr(kind, name)))
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._adapter, name)
+    def _counting(self, name: str, call: Any) -> Any:
+        def counted(adapter: Any, given: Any) -> Any:
+            began = time.thread_time()
+            found = call(adapter, given)
+            with self._lock:
+                setattr(self, f"{name}_s", getattr(self, f"{name}_s") + time.thread_time() - began)
+            return found
 
-    def prepare(self, columns: Any) -> Any:
-        began = time.thread_time()
-        found = self._adapter.prepare(columns)
-        with self._lock:
-            self.prepare_s += time.thread_time() - began
-        return found
-
-    def run(self, parts: Any) -> Any:
-        began = time.thread_time()
-        found = self._adapter.run(parts)
-        with self._lock:
-            self.run_s += time.thread_time() - began
-        return found
+        return counted
 
 
 def product(folder: Path, report: Path, most: int | None) -> None:
     import dataclasses
 
+    from lading.adapters.encode import Encoder
     from lading.pipelines.registry import Registry
     from lading.schedulers import pools
     from lading.schedulers.bodies import RequestOptions
     from lading.schedulers.connection import Broker
-    from lading.workers.models import RequestedModels
+    from lading.schedulers.pools import Preload
     from lading.workers.worker import Worker
 
     settings = load_settings()
-    loaded: list[Measured] = []
-    real = adapters.load
-
-    def load(*given: Any, **more: Any) -> Any:
-        loaded.append(Measured(real(*given, **more)))
-        return loaded[-1]
-
-    adapters.load = load
+    measured = Measured(Encoder)
     pool = pools.find(pools.load(), "cpu")
     if most:
         pool = dataclasses.replace(pool, pull_requests=most)
@@ -74,7 +62,7 @@ def product(folder: Path, report: Path, most: int | None) -> None:
     worker = Worker(pool, settings, broker, Registry(settings.jobs))
     if most:  # nothing is topped up or merged either
         take = worker.lane.take
-        worker.engine.requests.take = lambda budget: take(1)  # type: ignore[method-assign]
+        worker.engine.requests.take = lambda may_run, _: take(may_run, lambda _: 1)  # type: ignore[method-assign]
     counted = {"requests": 0, "cpu_s": 0.0, "prepare_s": 0.0, "run_s": 0.0}
     tell = worker.answers.tell
     started = [time.process_time(), 0.0, 0.0, 0]
@@ -84,7 +72,7 @@ def product(folder: Path, report: Path, most: int | None) -> None:
         tell(answers)
 
     def begin(*_: Any) -> None:
-        started[:] = [time.process_time(), loaded[0].prepare_s, loaded[0].run_s, worker.engine.gauges.batches]
+        started[:] = [time.process_time(), measured.prepare_s, measured.run_s, worker.engine.gauges.batches]
         counted["requests"] = 0
 
     worker.answers.tell = told  # type: ignore[method-assign]
@@ -92,7 +80,7 @@ def product(folder: Path, report: Path, most: int | None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGUSR1, begin)
     # Every worker has the model before the clock runs: which one would take the first request is chance.
-    RequestedModels(worker.residents, ["/"], pool.precisions)("encode", str(folder), RequestOptions())
+    worker.models.preload(Preload("encode", str(folder), RequestOptions()))
     worker.start()
     print("ready", flush=True)
     stop.wait()
@@ -102,8 +90,8 @@ def product(folder: Path, report: Path, most: int | None) -> None:
     found = {
         "requests": counted["requests"],
         "cpu_s": cpu,
-        "prepare_s": (loaded[0].prepare_s if loaded else 0.0) - started[1],
-        "run_s": (loaded[0].run_s if loaded else 0.0) - started[2],
+        "prepare_s": measured.prepare_s - started[1],
+        "run_s": measured.run_s - started[2],
         "batches": gauges.batches - started[3],
         "fill": gauges.fill,
         "batch_s": gauges.run.wall / max(gauges.batches, 1),

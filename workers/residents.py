@@ -44,13 +44,14 @@ class Residents:
         policy: Residency,
         *,
         batch_tokens: int = 0,
+        streams: int = 1,
         loading: Callable[[bool], None] = lambda _: None,
         ring: Callable[[], None] = lambda: None,
     ) -> None:
-        """batch_tokens: in flight at most, over all streams; what a model's batches need beside its weights follows from it.
+        """batch_tokens: of a batch, of which `streams` run at once: what they need beside a model's weights follows from it.
         `loading` is told when a move begins (True) and ends (False), `ring` that something has changed for `hold`."""
         self.policy, self.lost = policy, ""
-        self._device, self._threads, self._tokens = device, threads, batch_tokens
+        self._device, self._threads, self._tokens, self._streams = device, threads, batch_tokens, streams
         self._loading, self._ring = loading, ring
         self._changed = threading.Condition()
         self._adapters: dict[str, Model] = {}  # by the hash of their recipes
@@ -252,7 +253,7 @@ class Residents:
             self._loading(False)
         now = time.monotonic()
         with self._changed:
-            working = model.working * self._tokens
+            working = model.working.of(self._tokens * self._streams, self._streams) if model.working else 0
             self.policy.done(step, now, weights=model.nbytes, working=working, seconds=now - began)
             self._trouble.pop(step.key, None)
             self._seen.add(step.key)

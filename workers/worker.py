@@ -88,7 +88,13 @@ class Worker:
         )
         bell = threading.Event()
         self.residents = Residents(
-            device, settings.threads, policy, batch_tokens=budget * streams, loading=self.leases.loading, ring=bell.set
+            device,
+            settings.threads,
+            policy,
+            batch_tokens=budget,
+            streams=streams,
+            loading=self.leases.loading,
+            ring=bell.set,
         )
         window = settings.window_tokens or WINDOW_BATCHES * budget
         ahead = window + AHEAD_BATCHES * budget * streams

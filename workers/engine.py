@@ -291,7 +291,7 @@ class Engine:
         adapter, cost = chosen[0][0].adapter, cost_of(chosen)
         single = sum(len(items) for _, items in chosen) == 1
         tried = 0
-        while True:
+        while single or cost <= self.limits.of(adapter):  # batches that were formed before may be too large by now
             self.running.add(threading.get_ident())
             try:
                 found = adapter.run([(part.prepared, items) for part, items in chosen])
@@ -314,8 +314,9 @@ class Engine:
                 log.warning("a batch failed (%s: %s); halving it to find the row", type(error).__name__, error)
             finally:
                 self.running.discard(threading.get_ident())
-            left, right = halves(chosen)
-            return self._attempt(left) + self._attempt(right)
+            break
+        left, right = halves(chosen)
+        return self._attempt(left) + self._attempt(right)
 
     # -- the caller's thread
 
@@ -343,7 +344,7 @@ class Engine:
                 running = device.submit(self._run, batch)
                 running.add_done_callback(lambda _: self.bell.set())
                 ahead.append(running)
-            elif not ahead and windows.ended:
+            elif not ahead and windows.ended and not window:
                 return
             elif not ahead or isinstance(
                 ahead[0], Future
@@ -373,8 +374,10 @@ class Engine:
             for adapter in waiting:
                 if why := self.models.trouble(adapter):
                     self.requests.refuse(adapter, why)
+                    self.bell.set()
             if window and (why := self.models.trouble(window.adapter)):
                 self.backlog.cost_out += window.give_up(why)
+                self.bell.set()
             return None
 
     def _settle(self, ahead: deque[Future[Batch] | ShardInFlight]) -> Iterator[ShardInFlight]:

@@ -31,7 +31,7 @@ from . import attention, bucketed, int8, linear, lora, tasks
 from .attention import IMPLEMENTATION, Segments, attending, segments_in_flight
 from .contract import Prepared
 from .devices import streams
-from .tokens import Ragged, concatenate
+from .ragged import Ragged, concatenate
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..config.errors import ModelError
 from .attention import packed_attention
@@ -24,19 +24,19 @@ ROUND = 64  # lengths are rounded up to this when a table is made, so that a sli
 class Corner:
     """A table over pairs of places that depends on their distance alone. Threads share one."""
 
-    def __init__(self, make: Callable[[int], torch.Tensor]) -> None:
+    def __init__(self, make: Callable[[int], Tensor]) -> None:
         """make: size -> (..., size, size)."""
         self._make, self._lock = make, threading.Lock()
-        self._made: torch.Tensor | None = None
+        self._made: Tensor | None = None
 
-    def of(self, size: int) -> torch.Tensor:
+    def of(self, size: int) -> Tensor:
         made = self._made
         if made is None or made.shape[-1] < size:
             with self._lock:
                 self._made = made = self._make(-(-size // ROUND) * ROUND)
         return made[..., :size, :size]
 
-    def __call__(self, query: torch.Tensor, _key: torch.Tensor) -> torch.Tensor:
+    def __call__(self, query: Tensor, _key: Tensor) -> Tensor:
         """As a bias: see `attention.Bias`."""
         return self.of(query.shape[2])
 
@@ -46,13 +46,10 @@ def adapt(model: nn.Module) -> str:
 
     Raises ModelError for a variant that mixes neighbouring tokens outside of its attention.
     """
-    found = ""
-    for module in model.modules():
-        shim = SHIMS.get(type(module).__name__)
-        found = "relative positions" if shim else found
-        if shim:
-            shim(module)
-    return found
+    found = [(shim, module) for module in model.modules() if (shim := SHIMS.get(type(module).__name__))]
+    for shim, module in found:
+        shim(module)
+    return "relative positions" if found else ""
 
 
 # -- T5: one bias for all layers (umT5: one each), from the first layer's attention to the next as `position_bias`
@@ -75,7 +72,7 @@ def _mpnet_encoder(module: Any) -> None:
 
 
 def _mpnet_attention(module: Any) -> None:
-    def forward(hidden: torch.Tensor, _mask: Any = None, position_bias: Any = None, **_options: Any) -> Any:
+    def forward(hidden: Tensor, _mask: Any = None, position_bias: Any = None, **_options: Any) -> Any:
         q, k, v = (_heads(layer(hidden), module) for layer in (module.q, module.k, module.v))
         mixed, _ = packed_attention(module, q, k, v, None, position_bias=position_bias)
         return (module.o(mixed.flatten(2)),)
@@ -100,16 +97,11 @@ def _deberta_attention(module: Any) -> None:
     bias = Disentangled(module, scale) if module.relative_attention and terms else None
 
     def forward(
-        hidden: torch.Tensor,
-        _mask: Any = None,
-        _attentions: bool = False,
-        query_states: Any = None,
-        relative_pos: Any = None,
-        rel_embeddings: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, None]:
+        hidden: Tensor, *_mask: Any, query_states: Any = None, relative_pos: Any = None, rel_embeddings: Any = None
+    ) -> tuple[Tensor, None]:
         if query_states is not None or relative_pos is not None:
             raise ModelError("it hands queries or positions of its own to its attention")
-        layers = (module.query_proj, module.key_proj, module.value_proj)
+        layers = module.query_proj, module.key_proj, module.value_proj
         q, k, v = (_heads(layer(hidden), module) for layer in layers)
         if bias is not None and rel_embeddings is not None:
             bias.project(rel_embeddings)
@@ -119,19 +111,17 @@ def _deberta_attention(module: Any) -> None:
     module.forward = forward
 
 
+def _of_distances(attention: Any) -> dict[str, nn.Module]:
+    """The layers that distances go through: keys for contents to meet (c2p), queries to meet contents (p2c)."""
+    before = "" if attention.share_att_key else "pos_"
+    names = (("c2p", "key_proj"), ("p2c", "query_proj"))
+    return {kind: getattr(attention, before + name) for kind, name in names if kind in attention.pos_att_type}
+
+
 def made_once(model: nn.Module) -> set[nn.Module]:
     """The layers whose products with distances are kept, so that no LoRA adapter may change them."""
-    found: set[nn.Module] = set()
-    for module in model.modules():
-        if SHIMS.get(type(module).__name__) is _deberta_attention:
-            layer: Any = module
-            shared = layer.share_att_key
-            names = {
-                "c2p": "key_proj" if shared else "pos_key_proj",
-                "p2c": "query_proj" if shared else "pos_query_proj",
-            }
-            found |= {getattr(layer, names[kind]) for kind in names if kind in layer.pos_att_type}
-    return found
+    shimmed = [module for module in model.modules() if SHIMS.get(type(module).__name__) is _deberta_attention]
+    return {layer for module in shimmed for layer in _of_distances(module).values()}
 
 
 _PROJECTED = {"c2p": "lading_distances_of_keys", "p2c": "lading_distances_of_queries"}
@@ -143,38 +133,32 @@ class Disentangled:
     def __init__(self, attention: Any, scale: float) -> None:
         self.attention, self.scale, self.span = attention, scale, int(attention.pos_ebd_size)
 
-    def project(self, distances: torch.Tensor) -> None:
+    def project(self, distances: Tensor) -> None:
         """distances: (2 * span, hidden), the same in every batch."""
-        if self._rows("c2p") is not None or self._rows("p2c") is not None:
+        layer = self.attention
+        if any(hasattr(layer, name) for name in _PROJECTED.values()):
             return
-        given, layer, made = distances[: 2 * self.span], self.attention, {}
-        shared = layer.share_att_key
-        if "c2p" in layer.pos_att_type:
-            made["c2p"] = _heads((layer.key_proj if shared else layer.pos_key_proj)(given[None]), layer)[0] * self.scale
-        if "p2c" in layer.pos_att_type:
-            made["p2c"] = (
-                _heads((layer.query_proj if shared else layer.pos_query_proj)(given[None]), layer)[0] * self.scale
-            )
-        for kind, rows in made.items():  # buffers, so that they come and go with the model's weights
-            layer.register_buffer(_PROJECTED[kind], rows, persistent=False)
+        given = distances[None, : 2 * self.span]
+        made = {kind: _heads(project(given), layer)[0] for kind, project in _of_distances(layer).items()}
+        for kind, one in made.items():  # buffers, so that they come and go with the model's weights
+            layer.register_buffer(_PROJECTED[kind], one * self.scale, persistent=False)
 
-    def _rows(self, kind: str) -> torch.Tensor | None:
-        return getattr(self.attention, _PROJECTED[kind], None)
-
-    def __call__(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    def __call__(self, query: Tensor, key: Tensor) -> Tensor:
         """See `attention.Bias`."""
         texts, heads, size, _ = query.shape
         layer = self.attention
-        distances = _distances(type(layer), layer.position_buckets, layer.max_relative_positions, query.device).of(size)
-        reach = int(_farthest(type(layer), layer.position_buckets, layer.max_relative_positions, size))
+        rule = type(layer), layer.position_buckets, layer.max_relative_positions
+        distances, reach = _distances(*rule, query.device).of(size), _farthest(*rule, size)
         low, high = max(self.span - reach, 0), min(self.span + reach, 2 * self.span - 1)
         bias = query.new_zeros(())
-        for kind, content, sign in (("c2p", query, 1), ("p2c", key, -1)):
-            if (projected := self._rows(kind)) is not None:
-                rows = projected[:, low : high + 1]
-                places = (sign * distances + self.span).clamp(low, high) - low
-                found = (content @ rows.transpose(1, 2)).gather(-1, places.expand(texts, heads, size, size))
-                bias = bias + (found if kind == "c2p" else found.transpose(2, 3))
+        for kind, name in _PROJECTED.items():
+            if (projected := getattr(layer, name, None)) is None:
+                continue
+            content, sign = (query, 1) if kind == "c2p" else (key, -1)
+            places = (sign * distances + self.span).clamp(low, high) - low
+            found = content @ projected[:, low : high + 1].transpose(1, 2)
+            found = found.gather(-1, places.expand(texts, heads, size, size))
+            bias = bias + (found if kind == "c2p" else found.transpose(2, 3))
         return bias
 
 
@@ -183,7 +167,7 @@ def _distances(kind: type, buckets: int, most: int, device: torch.device) -> Cor
     """From token to token, int64 (size, size), larger ones in buckets; all layers share them."""
     build = sys.modules[kind.__module__].build_relative_position
 
-    def make(size: int) -> torch.Tensor:
+    def make(size: int) -> Tensor:
         places = torch.empty(size, 1, device=device)
         return build(places, places, bucket_size=buckets, max_position=most)[0]
 
@@ -196,7 +180,7 @@ def _farthest(kind: type, buckets: int, most: int, size: int) -> int:
     return int(_distances(kind, buckets, most, torch.device("cpu")).of(size)[-1, 0])
 
 
-def _heads(x: torch.Tensor, module: Any) -> torch.Tensor:
+def _heads(x: Tensor, module: Any) -> Tensor:
     """(1, tokens, heads * width) -> (1, heads, tokens, width)."""
     return x.unflatten(2, (module.num_attention_heads, -1)).transpose(1, 2)
 

@@ -6,6 +6,7 @@ the same words differently without their neighbours.
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
@@ -30,14 +31,14 @@ def cut(
     first = covered = 0
     spans: list[tuple[int, int]] = []
     while first < places.count:
-        stop = places.at_token(places.token(first) + limit, first)
+        stop = places.at_token(places.tokens[first] + limit, first)
         while True:
             last = _best_end(places, first, stop)
             span = places.span(first, last)
             over = excess(*span)
             if over <= 0 or last == first + 1:
                 break
-            stop = min(last - 1, places.at_token(places.token(last) - over, first))
+            stop = min(last - 1, places.at_token(places.tokens[last] - over, first))
         if last <= covered:
             first = covered  # all of it is overlap: give the overlap up
             continue
@@ -58,31 +59,27 @@ class _Places:
 
     def __init__(self, text: str, starts: Sequence[int]) -> None:
         self.text = text
-        self._tokens: list[int] = []
+        self.tokens: list[int] = []
         self._chars: list[int] = []
-        reached = -1
-        at = 0
+        at, reached = 0, -1
         for token, start in enumerate(starts):
             at = max(at, start)
             while at < len(text) and text[at].isspace():
                 at += 1
             if reached < at < len(text):
-                # What lies before the first token (dropped by the tokenizer) belongs to the first chunk.
-                self._chars.append(at if self._tokens else len(text) - len(text.lstrip()))
-                self._tokens.append(token if self._tokens else 0)
+                self._chars.append(at)
+                self.tokens.append(token)
                 reached = at
-        if not self._tokens and text.strip():
-            self._chars, self._tokens = [len(text) - len(text.lstrip())], [0]
-        self.count = len(self._tokens)
-        self._tokens.append(len(starts))
+        if text.strip():
+            # What lies before the first token (dropped by the tokenizer), or all if there is none, belongs to the first chunk.
+            self._chars[:1], self.tokens[:1] = [len(text) - len(text.lstrip())], [0]
+        self.count = len(self.tokens)
+        self.tokens.append(len(starts))
         self._chars.append(len(text))
-
-    def token(self, place: int) -> int:
-        return self._tokens[place]
 
     def at_token(self, token: int, after: int) -> int:
         """The last place that begins at or before `token`, but later than the place `after`."""
-        return max(after + 1, bisect_right(self._tokens, token) - 1)
+        return max(after + 1, bisect_right(self.tokens, token) - 1)
 
     def span(self, first: int, last: int) -> tuple[int, int]:
         start, end = self._chars[first], self._chars[last]
@@ -91,7 +88,19 @@ class _Places:
         return start, end
 
     def rank(self, place: int) -> int:
-        return _rank(self.text, self._chars[place])
+        """What kind of border lies before a place."""
+        text, at = self.text, self._chars[place]
+        left = at
+        while left > 0 and text[left - 1].isspace():
+            left -= 1
+        if left == at:
+            return ANYWHERE
+        if text.count("\n", left, at) > 1:
+            return PARAGRAPH
+        before = left - 1
+        while before > 0 and text[before] in _CLOSING:
+            before -= 1
+        return SENTENCE if before >= 0 and text[before] in _SENTENCE_ENDS else SPACE
 
 
 def _best_end(places: _Places, first: int, stop: int) -> int:
@@ -109,25 +118,6 @@ def _best_end(places: _Places, first: int, stop: int) -> int:
 
 def _next_start(places: _Places, last: int, overlap: int) -> int:
     """Where the next chunk begins: up to `overlap` tokens before `last`, at the highest rank, then the earliest."""
-    found, rank = last, ANYWHERE - 1
-    for place in range(last - 1, 0, -1):
-        if places.token(last) - places.token(place) > overlap:
-            break
-        if places.rank(place) >= rank:
-            found, rank = place, places.rank(place)
-    return found
-
-
-def _rank(text: str, at: int) -> int:
-    """What kind of border lies before a character that is not white space."""
-    left = at
-    while left > 0 and text[left - 1].isspace():
-        left -= 1
-    if left == at:
-        return ANYWHERE
-    if text.count("\n", left, at) > 1:
-        return PARAGRAPH
-    before = left - 1
-    while before > 0 and text[before] in _CLOSING:
-        before -= 1
-    return SENTENCE if before >= 0 and text[before] in _SENTENCE_ENDS else SPACE
+    least = places.tokens[last] - overlap
+    near = itertools.takewhile(lambda place: places.tokens[place] >= least, range(last - 1, 0, -1))
+    return max(near, key=lambda place: (places.rank(place), -place), default=last)

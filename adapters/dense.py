@@ -6,8 +6,7 @@ Follows sentence-transformers' modules (Transformer, Pooling, Dense, Normalize) 
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,63 +14,49 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
+from ..config.content import read_json
 from ..config.errors import ModelError
 from ..config.modules import DENSE_ACTIVATIONS
 from ..config.outputs import vector_field
 from ..config.recipe import Recipe
 from .heads import Columns
+from .loading import read_tensors
 from .packed import Batch
 
 # -- pooling: hidden states of packed texts, float32 (tokens, width) -> (texts, width)
 
 
-def _sum(hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+def _sum(hidden: Tensor, lengths: Tensor) -> Tensor:
     # segment_reduce adds in a fixed order; index_add_ on CUDA does not.
     return torch.segment_reduce(hidden, "sum", lengths=lengths, axis=0, unsafe=True)
 
 
-def _mean(hidden: torch.Tensor, lengths: torch.Tensor, _skip: int) -> torch.Tensor:
-    return _sum(hidden, lengths) / lengths.clamp(min=1)[:, None]
-
-
-def _mean_sqrt_len(hidden: torch.Tensor, lengths: torch.Tensor, _skip: int) -> torch.Tensor:
-    return _sum(hidden, lengths) / lengths.clamp(min=1)[:, None].sqrt()
-
-
-def _weighted_mean(hidden: torch.Tensor, lengths: torch.Tensor, skip: int) -> torch.Tensor:
-    """Later tokens weigh more: place in the text, from 1 (SGPT)."""
+def _places(hidden: Tensor, lengths: Tensor) -> Tensor:
+    """Of each token in its text, from 0."""
     starts = lengths.cumsum(0) - lengths
-    places = torch.arange(len(hidden), device=hidden.device) - torch.repeat_interleave(starts, lengths)
-    weights = (places + 1 + skip).to(hidden.dtype)[:, None]
+    return torch.arange(len(hidden), device=hidden.device) - torch.repeat_interleave(starts, lengths)
+
+
+def _weighted_mean(hidden: Tensor, lengths: Tensor, skip: int) -> Tensor:
+    """Later tokens weigh more: place in the text, from 1 (SGPT)."""
+    weights = (_places(hidden, lengths) + 1 + skip).to(hidden.dtype)[:, None]
     return _sum(hidden * weights, lengths) / _sum(weights, lengths).clamp(min=1)
 
 
-def _max(hidden: torch.Tensor, lengths: torch.Tensor, _skip: int) -> torch.Tensor:
-    return torch.segment_reduce(hidden, "max", lengths=lengths, axis=0, unsafe=True)
-
-
-def _cls(hidden: torch.Tensor, lengths: torch.Tensor, _skip: int) -> torch.Tensor:
-    return hidden[lengths.cumsum(0) - lengths]
-
-
-def _last(hidden: torch.Tensor, lengths: torch.Tensor, _skip: int) -> torch.Tensor:
-    return hidden[lengths.cumsum(0) - 1]
-
-
-POOLING: dict[str, Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]] = {
-    "mean": _mean,
-    "mean_sqrt_len": _mean_sqrt_len,
+# (hidden, lengths, skip) -> vectors; skip: tokens before those that are given here
+POOLING: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "mean": lambda hidden, lengths, _: _sum(hidden, lengths) / lengths[:, None],
+    "mean_sqrt_len": lambda hidden, lengths, _: _sum(hidden, lengths) / lengths[:, None].sqrt(),
     "weighted_mean": _weighted_mean,
-    "max": _max,
-    "cls": _cls,
-    "last": _last,
+    "max": lambda hidden, lengths, _: torch.segment_reduce(hidden, "max", lengths=lengths, axis=0, unsafe=True),
+    "cls": lambda hidden, lengths, _: hidden[lengths.cumsum(0) - lengths],
+    "last": lambda hidden, lengths, _: hidden[lengths.cumsum(0) - 1],
 }
 
 
-def pool(hidden: torch.Tensor, lengths: torch.Tensor, how: str, skip: int = 0) -> torch.Tensor:
+def pool(hidden: Tensor, lengths: Tensor, how: str, skip: int = 0) -> Tensor:
     """One float32 vector (texts, width) per packed text.
 
     hidden: (tokens, width), any float dtype; lengths: int64 (texts,), on its device; skip: tokens of a prompt
@@ -79,10 +64,7 @@ def pool(hidden: torch.Tensor, lengths: torch.Tensor, how: str, skip: int = 0) -
     """
     hidden = hidden.float()
     if skip:
-        starts = lengths.cumsum(0) - lengths
-        places = torch.arange(len(hidden), device=hidden.device) - torch.repeat_interleave(starts, lengths)
-        hidden = hidden[places >= skip]
-        lengths = lengths - skip
+        hidden, lengths = hidden[_places(hidden, lengths) >= skip], lengths - skip
         if not bool((lengths > 0).all()):
             raise ValueError("a text is no longer than its prompt")
     return POOLING[how](hidden, lengths, skip)
@@ -101,53 +83,30 @@ class Projection(nn.Module):
 
     def __init__(self, place: Path) -> None:
         super().__init__()
-        config = {"activation_function": "torch.nn.modules.linear.Identity"}
-        weights = place
+        config, weights = {"activation_function": "torch.nn.modules.linear.Identity"}, place
         if place.suffix != ".safetensors":
-            config = json.loads((place / "config.json").read_text(encoding="utf-8"))
-            weights = place / "model.safetensors"
+            config, weights = read_json(place / "config.json"), place / "model.safetensors"
         names = ("linear.weight", "linear.bias", "residual.weight", "weight", "bias")
-        stored = read_tensors(weights, names)
-        matrix = stored.get("linear.weight", stored.get("weight"))
-        if matrix is None:
+        stored = {name.removeprefix("linear."): one for name, one in read_tensors(weights, names).items()}
+        if "weight" not in stored:
             raise ModelError(f"{weights} has no linear.weight")
-        self.weight = nn.Parameter(matrix, requires_grad=False)
-        bias = stored.get("linear.bias", stored.get("bias"))
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.weight = nn.Parameter(stored["weight"], requires_grad=False)
+        self.bias = nn.Parameter(stored["bias"], requires_grad=False) if "bias" in stored else None
         self.activation = ACTIVATIONS[config.get("activation_function", "torch.nn.modules.activation.Tanh")]()
         self.residual = nn.Identity() if config.get("use_residual") else None
-        if self.residual is not None and matrix.shape[0] != matrix.shape[1]:
+        high, wide = self.weight.shape
+        if self.residual is not None and high != wide:
             if "residual.weight" not in stored:
                 raise ModelError(f"{weights} has no residual.weight, and its config.json says use_residual")
-            self.residual = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False)
+            self.residual = nn.Linear(wide, high, bias=False)
             self.residual.weight = nn.Parameter(stored["residual.weight"], requires_grad=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         found = self.activation(F.linear(x, self.weight, self.bias))
         return found if self.residual is None else found + self.residual(x)
 
 
-def read_tensors(path: Path, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Those of the named tensors that a safetensors file has, as float32. Raises ModelError where it cannot be read."""
-    if not path.is_file():
-        raise ModelError(f"{path.parent} has no {path.name}; other weight formats are refused")
-    try:
-        with safe_open(path, "pt") as stored:
-            return {name: stored.get_tensor(name).float() for name in names if name in stored.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
-
-
 # -- stored vector types: float32 (items, dims) -> the stored array, and a float32 scale per item or None
-
-
-def _store_float32(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    return vectors, None
-
-
-def _store_float16(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    with np.errstate(over="ignore"):  # what overflows is found by the caller
-        return vectors.astype(np.float16), None
 
 
 def _store_int8(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -163,8 +122,8 @@ def _store_binary(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 STORE: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]] = {
-    "float32": _store_float32,
-    "float16": _store_float16,
+    "float32": lambda vectors: (vectors, None),
+    "float16": lambda vectors: (vectors.astype(np.float16), None),
     "int8": _store_int8,
     "binary": _store_binary,
 }

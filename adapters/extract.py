@@ -16,8 +16,9 @@ from ..config.errors import ModelError
 from ..config.recipe import Recipe
 from .contract import Outputs, Prepared
 from .heads import Head
+from .loading import read_config
 from .model import Loaded, Model
-from .packed import PackedModel, gather, read_config
+from .packed import PackedModel, gather
 from .tokens import Ragged, TextTokenizer, encode_rows
 
 OUTSIDE = "O"

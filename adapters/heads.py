@@ -11,6 +11,7 @@ from torch import nn
 
 from ..config.recipe import Recipe
 from .packed import Batch
+from .ragged import stretches
 
 # The columns, one row an item in the order given to `Adapter.run`, and why an item's row cannot be used.
 Columns = tuple[list[pa.Array], dict[int, str]]
@@ -38,9 +39,6 @@ def as_asked(counts: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndar
 
     counts, order: int64 (items,); the index is int64 (total,), the offsets int32 (items + 1,).
     """
-    packed = np.empty(len(order), np.int64)
-    packed[order] = np.arange(len(order))
-    starts, lengths = (np.cumsum(counts) - counts)[packed], counts[packed]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    index = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+    packed = np.argsort(order)
+    index, offsets = stretches((np.cumsum(counts) - counts)[packed], counts[packed])
     return index, offsets.astype(np.int32)

@@ -10,7 +10,7 @@ import logging
 import re
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..config.errors import ModelError
 from . import lora
@@ -24,32 +24,27 @@ log = logging.getLogger(__name__)
 
 PROBABLE_ROWS = 2048  # of a batch: what the layout of packed weights is chosen for
 SMALLEST = 1e-30  # of a row's range, as in _int8.c
-_BLOCKS = re.compile(
-    r"(^|\.)\d+\."
-).search  # the names of layers in a transformer's blocks; what comes before and after stays
+_BLOCKS = re.compile(r"(^|\.)\d+\.")  # names of layers in a transformer's blocks; others stay
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(lora.Replacement):
     """`nn.Linear` whose product is of int8 weights and rows of uint8 activations; what comes in and out is float32 or bfloat16.
 
     x = step * (whole - 128) + middle, so x W = step * (whole - 128) W + middle * (the sums over W's inputs).
     """
 
-    packed: torch.Tensor
-    scales: torch.Tensor
-    sums: torch.Tensor
-    zeros: torch.Tensor
-    bias: torch.Tensor
-    adapts = True  # it asks lora.py itself
-    weight = None  # T5 looks for its dtype: there is none to look at
+    packed: Tensor
+    scales: Tensor
+    sums: Tensor
+    zeros: Tensor
+    bias: Tensor
 
     def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        super().__init__(linear)
         weight = linear.weight.detach().float()
         scales = weight.abs().amax(1).clamp_(min=SMALLEST) / 127  # float32 (out,)
         whole = (weight / scales[:, None]).round_()
-        bias: torch.Tensor | None = getattr(linear, "bias", None)
+        bias: Tensor | None = getattr(linear, "bias", None)
         held = {
             "scales": scales,
             "sums": whole.sum(1) * scales,
@@ -59,9 +54,8 @@ class Int8Linear(nn.Module):
         }
         for name, tensor in held.items():
             self.register_buffer(name, tensor, persistent=False)
-        linear.__dict__["became"] = self  # for lora.now; no submodule
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
         whole, steps, middles = quantise(rows)
         # In float32: where a row has an outlier, its middle is large, and what is added for it would not cancel in bfloat16.
@@ -73,7 +67,7 @@ class Int8Linear(nn.Module):
         return y if more is None else y.add_(more)
 
 
-def quantise(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def quantise(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rows (n, width), float32 or bfloat16, as uint8 (n, width), with each row's step and middle, float32 (n,).
 
     The middle between a row's ends is at 128 and they are 127 steps away: after a GELU, which has hardly any values below zero,
@@ -92,9 +86,7 @@ def quantise(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     return whole, span / 254, middles
 
 
-def finish(
-    y: torch.Tensor, steps: torch.Tensor, middles: torch.Tensor, sums: torch.Tensor, bias: torch.Tensor
-) -> torch.Tensor:
+def finish(y: Tensor, steps: Tensor, middles: Tensor, sums: Tensor, bias: Tensor) -> Tensor:
     """y (n, out) * steps (n,) + middles (n,) * sums (out,) + bias (out,), computed in float32, in the dtype of y."""
     if native is not None and y.is_contiguous():
         given = steps.data_ptr(), middles.data_ptr(), sums.data_ptr(), bias.data_ptr()
@@ -117,7 +109,7 @@ def speed_up(model: nn.Module) -> None:
     done = 0
     for parent_name, parent in list(model.named_modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and _BLOCKS(f"{parent_name}.{name}"):
+            if type(child) is nn.Linear and _BLOCKS.search(f"{parent_name}.{name}"):
                 setattr(parent, name, Int8Linear(child))
                 done += 1
     if not done:

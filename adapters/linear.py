@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ..config.errors import ModelError
 from . import lora
@@ -43,7 +43,7 @@ FUSED = {
     "SiLU": ("swish", ""),
 }
 # The same, where it cannot be fused.
-ACTIVATIONS: dict[tuple[str, str], Callable[[torch.Tensor], torch.Tensor]] = {
+ACTIVATIONS: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
     ("none", ""): lambda y: y,
     ("gelu", "none"): F.gelu,
     ("gelu", "tanh"): functools.partial(F.gelu, approximate="tanh"),
@@ -58,27 +58,21 @@ WORTH = 0.9
 OVERRIDE = "LADING_LINEAR"  # environment: torch or onednn, without a probe
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(lora.Replacement):
     """`nn.Linear` with its weight in oneDNN's own blocked layout, followed by an activation if one is named.
 
     Where a LoRA adapter changes the layer, nothing can be fused to the product: what it adds comes first.
     """
 
-    packed: torch.Tensor
-    adapts = True  # it asks lora.py itself
-
-    weight = None  # T5 looks for its dtype: there is none to look at
+    packed: Tensor
 
     def __init__(self, linear: nn.Linear, activation: tuple[str, str] = ("none", "")) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        super().__init__(linear)
         packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), PROBE_TOKENS)
         self.register_buffer("packed", packed, persistent=False)
-        self.bias = linear.bias
-        self.activation = activation
-        linear.__dict__["became"] = self  # for lora.now; no submodule
+        self.bias, self.activation = linear.bias, activation
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         name, algorithm = self.activation
         more = lora.delta(self, x)
         if more is None:
@@ -86,7 +80,7 @@ class PackedLinear(nn.Module):
         y = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "").add_(more)
         return ACTIVATIONS[name, algorithm](y)
 
-    def combined(self, x: torch.Tensor, other: torch.Tensor, operation: str) -> torch.Tensor:
+    def combined(self, x: Tensor, other: Tensor, operation: str) -> Tensor:
         """The product, then `other` added ("add") or multiplied ("mul") to it in the same pass."""
         more = lora.delta(self, x)
         if more is None:
@@ -106,7 +100,7 @@ class Gated(nn.Module):
         super().__init__()
         self.gate, self.up, self.last = gate, PackedLinear(up), PackedLinear(last)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.last(self.up.combined(x, self.gate(x), "mul"))
 
 
@@ -118,7 +112,7 @@ class ResidualNorm(nn.Module):
         self.dense = PackedLinear(block.get_submodule("dense"))  # pyright: ignore[reportArgumentType]
         self.LayerNorm = block.get_submodule("LayerNorm")
 
-    def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
         return self.LayerNorm(self.dense.combined(hidden_states, input_tensor, "add"))
 
 
@@ -219,7 +213,7 @@ def _gated(block: nn.Module) -> Gated | None:
         with torch.inference_mode():
             x = torch.randn(3, gate.in_features, generator=torch.Generator().manual_seed(0))
             expected, found = block(x), made(x)
-        if isinstance(expected, torch.Tensor) and torch.allclose(found, expected, rtol=1e-3, atol=1e-5):
+        if isinstance(expected, Tensor) and torch.allclose(found, expected, rtol=1e-3, atol=1e-5):
             return made
     return None
 

@@ -24,8 +24,6 @@ LOOKUPS = ("static", "idf")  # architectures of recipes
 class Lookup:
     """Stands where others have a `PackedModel`. No attention, no positions: a token's vector is its row."""
 
-    uses_types = False
-
     def __init__(self, recipe: Recipe, folder: Path, tokenizer: TextTokenizer, *, device: str) -> None:
         """Raises ModelError where the table has no row for a token of the tokenizer."""
         self.device = device_of(device)

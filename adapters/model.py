@@ -160,16 +160,11 @@ class Model:
         """From two batches, since part of it does not grow with them (a piece of SPLADE's logits)."""
         try:
             prepared = self.prepare([pa.array([PROBE_TEXT] * PROBE_ROWS)] * self.inputs)
-            found = [
-                (
-                    int(prepared.costs[:rows].sum()),
-                    memory.peak(lambda: self.run([(prepared, np.arange(rows))]), self._on),
-                )  # noqa: B023
-                for rows in (len(prepared.costs) // 2, len(prepared.costs))
-            ]
-            (few, least), (many, most) = found
-            each = max(most - least, 0) / max(many - few, 1)
-            return Working(max(int(least - few * each), 0), each)
+            few, many = len(prepared.costs) // 2, len(prepared.costs)
+            least, most = self._taken(prepared, few), self._taken(prepared, many)
+            fewer, tokens = int(prepared.costs[:few].sum()), int(prepared.costs.sum())
+            each = max(most - least, 0) / max(tokens - fewer, 1)
+            return Working(max(int(least - fewer * each), 0), each)
         except (OutOfMemory, DeviceLost):
             raise
         except Exception as error:  # if real texts fail too, that is each row's own affair
@@ -177,6 +172,9 @@ class Model:
                 "%s: what its batches take could not be measured: %s: %s", self.folder, type(error).__name__, error
             )
             return Working()
+
+    def _taken(self, prepared: Prepared, items: int) -> int:
+        return memory.peak(lambda: self.run([(prepared, np.arange(items))]), self._on)
 
     # -- for the kinds of adapters
 

@@ -7,7 +7,6 @@ hidden states, and FlagEmbedding for BGE-M3.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,16 +60,12 @@ class MultiVectorHead:
             parts = np.split(found, np.cumsum(counts)[:-1])
             joined = [join_tokens(part, self.recipe.token_pooling) for part in parts]
             found, counts = np.concatenate(joined), np.array([len(part) for part in joined], np.int64)
-        return _columns(found, counts, batch.order, self.recipe.vector_type)
-
-
-def _columns(vectors: np.ndarray, counts: np.ndarray, order: np.ndarray, vector_type: str) -> Columns:
-    (values,), wrong = store(vectors, vector_type)
-    owners = np.repeat(np.arange(len(order)), counts)
-    bad = {int(order[owners[place]]): reason.replace("the vector", "a vector") for place, reason in wrong.items()}
-    index, offsets = as_asked(counts, order)
-    kind = pa.list_(vector_field("item", vectors.shape[1], vector_type))
-    return [pa.ListArray.from_arrays(pa.array(offsets), values.take(pa.array(index)), type=kind)], bad
+        (values,), wrong = store(found, self.recipe.vector_type)
+        owners = np.repeat(batch.order, counts)
+        bad = {int(owners[place]): reason.replace("the vector", "a vector") for place, reason in wrong.items()}
+        index, offsets = as_asked(counts, batch.order)
+        kind = pa.list_(vector_field("item", found.shape[1], self.recipe.vector_type))
+        return [pa.ListArray.from_arrays(pa.array(offsets), values.take(pa.array(index)), type=kind)], bad
 
 
 def join_tokens(vectors: np.ndarray, factor: int) -> np.ndarray:
@@ -99,18 +94,3 @@ def _ward() -> tuple[Any, Any, Any]:
     except ImportError:
         raise ModelError("token_pooling needs the package scipy: pip install scipy") from None
     return linkage, fcluster, squareform
-
-
-def maxsim(queries: Sequence[np.ndarray], documents: Sequence[np.ndarray]) -> np.ndarray:
-    """Late-interaction scores, float32 (queries, documents): for each vector of a query its largest dot product with one of
-    the document's, summed. Each is (tokens, dims); a document without vectors scores 0."""
-    found = np.zeros((len(queries), len(documents)), np.float32)
-    lengths = np.array([len(document) for document in documents], np.int64)
-    filled = np.flatnonzero(lengths)
-    if not len(filled) or not len(queries):
-        return found
-    whole = np.concatenate([np.asarray(documents[place], np.float32) for place in filled.tolist()])
-    starts = np.cumsum(lengths[filled]) - lengths[filled]
-    for place, query in enumerate(queries):
-        found[place, filled] = np.maximum.reduceat(np.asarray(query, np.float32) @ whole.T, starts, axis=1).sum(0)
-    return found

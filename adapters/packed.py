@@ -5,37 +5,33 @@ The attention kernel comes from attention.py, faster CPU layers from linear.py. 
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import inspect
-import json
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..config.checkpoint import POSITIONS_AFTER_PADDING
 from ..config.errors import ModelError
-from ..config.natives import native
 from ..config.recipe import Recipe
-from . import attention, bucketed, int8, linear, lora, tasks
+from . import attention, bucketed, int8, linear, lora
 from .attention import IMPLEMENTATION, Segments, attending, segments_in_flight
 from .contract import Prepared
 from .devices import streams
-from .tokens import Ragged, concatenate
+from .loading import load_model, quiet, uses_types
+from .ragged import Ragged, concatenate
 
 log = logging.getLogger(__name__)
 
-ENCODER_ALONE = ("t5", "mt5", "umt5")  # of these, sentence-transformers saves and runs the encoder without its decoder
 # What a precision computes in; of int8, all but the products of linear layers.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.bfloat16}
 
@@ -50,9 +46,9 @@ INT8_TOLERANCE = 0.35  # of made-up tokens; of sensible texts see docs/models.md
 class Batch:
     """Items on the device, longest first, end to end."""
 
-    tokens: torch.Tensor  # int64 (1, tokens)
-    positions: torch.Tensor  # int64 (1, tokens), from 0 in every item
-    types: torch.Tensor | None  # int64 (1, tokens)
+    tokens: Tensor  # int64 (1, tokens)
+    positions: Tensor  # int64 (1, tokens), from 0 in every item
+    types: Tensor | None  # int64 (1, tokens)
     segments: Segments
     order: np.ndarray  # int64 (items,): place in the request of each packed item
 
@@ -66,14 +62,14 @@ def gather(parts: list[tuple[Prepared, np.ndarray]], device: torch.device) -> Ba
 
 def to_device(ragged: Ragged, order: np.ndarray, device: torch.device) -> Batch:
     """A packed batch of items that already are in the order wanted."""
-    lengths = ragged.lengths
-    positions = np.arange(len(ragged.tokens)) - np.repeat(ragged.offsets[:-1], lengths)
+    positions = np.arange(len(ragged.tokens)) - np.repeat(ragged.offsets[:-1], ragged.lengths)
 
-    def put(array: np.ndarray) -> torch.Tensor:
+    def put(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array.astype(np.int64))[None].to(device, non_blocking=True)
 
     types = None if ragged.types is None else put(ragged.types)
-    return Batch(put(ragged.tokens), put(positions), types, Segments.of(torch.from_numpy(lengths), device), order)
+    segments = Segments.of(torch.from_numpy(ragged.lengths), device)
+    return Batch(put(ragged.tokens), put(positions), types, segments, order)
 
 
 class PackedModel:
@@ -129,9 +125,9 @@ class PackedModel:
         self._linears = lora.now(linears)
         self.kernel = f"{self.backend.name}+{products}/{self.device.type}/{recipe.precision}"
 
-    def forward(self, batch: Batch, **more: torch.Tensor) -> Any:
+    def forward(self, batch: Batch, **more: Tensor) -> Any:
         """transformers' output for a packed batch: hidden states and token logits have shape (1, tokens, width)."""
-        inputs: dict[str, torch.Tensor] = {"input_ids": batch.tokens, **more}
+        inputs: dict[str, Tensor] = {"input_ids": batch.tokens, **more}
         if self._takes_positions:
             inputs["position_ids"] = batch.positions + self.first_position
         if self.uses_types:
@@ -145,29 +141,20 @@ class PackedModel:
 
     def adapted(self, folder: Path) -> PackedModel:
         """The same loaded model with the LoRA adapter in `folder`, beside this one and any others. Raises ModelError."""
-        model = self.model
-        parts = lora.load(
-            folder,
-            self._linears,
-            base=f"{self.folder} ({self.model_type})",
-            prefix=model.base_model_prefix,
-            dropped=("pooler.",) if getattr(model, "pooler", self) is None else (),
-            like=next(model.parameters()),
-        )
-        if once := bucketed.made_once(model) & parts.keys():
-            names = [name for name, layer in self._linears.items() if layer in once]
-            raise ModelError(
-                f"adapter {folder}: {', '.join(names[:3])} of a {self.model_type} model also make its relative positions, once for all "
-                "texts: merge the adapter into its base model (PEFT's merge_and_unload)"
-            )
+
+        def refuse(layers: Collection[nn.Module], why: str) -> None:
+            if names := [name for name, layer in self._linears.items() if layer in layers]:
+                raise ModelError(
+                    f"adapter {folder}: {', '.join(names[:3])} of a {self.model_type} model {why}: merge the adapter into its base "
+                    "model (PEFT's merge_and_unload)"
+                )
+
+        parts = lora.load(folder, self._linears, self.model, self.folder)
+        refuse(bucketed.made_once(self.model) & parts.keys(), "also make its relative positions, once for all texts")
         other = copy.copy(self)
         other.lora = reached = lora.Reached(parts)
-        other.forward(_sample_batch(model.config, self.device))
-        if unused := [name for name, layer in self._linears.items() if layer in parts and layer not in reached.asked]:
-            raise ModelError(
-                f"adapter {folder}: {', '.join(unused[:3])} of a {self.model_type} model cannot be changed while it runs: merge the "
-                "adapter into its base model (PEFT's merge_and_unload)"
-            )
+        other.forward(_sample_batch(self.model.config, self.device))
+        refuse(parts.keys() - reached.asked, "cannot be changed while it runs")
         other.lora, other.kernel = parts, f"{self.kernel}+lora"
         return other
 
@@ -185,7 +172,7 @@ class PackedModel:
             relative = bucketed.adapt(self.model)
             asks = relative or ("softcap" if getattr(self.model.config, "attn_logit_softcapping", None) else "")
             self.backend = attention.choose(self.device, dtype, _head_size(self.model.config), asks)
-            with _quiet():
+            with quiet():
                 self.model.set_attn_implementation(IMPLEMENTATION)
             # Where the class cannot be told, as with MPNet, its mask function still looks here.
             self.model.config._attn_implementation_internal = IMPLEMENTATION
@@ -195,7 +182,7 @@ class PackedModel:
         except (ModelError, ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
             raise ModelError(f"a model of type {self.model_type!r} cannot be run packed: {error}") from error
         exact = torch.cat(expected).float()
-        error = float((found.float() - exact).norm() / exact.norm()) if found.shape == exact.shape else float("inf")
+        error = _change(found, exact)
         if not error <= TOLERANCE[dtype]:
             raise ModelError(
                 f"a model of type {self.model_type!r} cannot be run packed: its results change (relative error {error:.1e}). "
@@ -206,77 +193,13 @@ class PackedModel:
             return products
         int8.speed_up(self.model)
         linear.speed_up(self.model)  # the layers that are left
-        loss = float((_result(self.forward(batch)).float() - exact).norm() / exact.norm())
+        loss = _change(_result(self.forward(batch)), exact)
         log.info("int8 results differ from the model's own by %.1e", loss)
         if not loss <= INT8_TOLERANCE:
             raise ModelError(
                 f"a model of type {self.model_type!r} loses too much in int8 (relative error {loss:.2f}): use bfloat16 or float32"
             )
         return "int8"
-
-
-def read_config(folder: Path) -> Any:
-    """The checkpoint's config as transformers reads it. Raises ModelError."""
-    path = folder / "config.json"
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    translated = native(stored, path)
-    try:
-        if translated is not stored:
-            return transformers.AutoConfig.for_model(**translated)
-        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
-
-
-def uses_types(config: Any) -> bool:
-    """Whether the model tells the two texts of a pair apart by an embedding of their own."""
-    return getattr(config, "type_vocab_size", 0) > 1
-
-
-def load_model(
-    folder: Path, auto_class: Any, dtype: torch.dtype, task_adapter: str = ""
-) -> transformers.PreTrainedModel:
-    """The checkpoint in eval mode on the CPU, without a pooler that its head does not need. safetensors only, no code from the folder."""
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"{folder} has no *.safetensors file; other weight formats can run code when read and are refused"
-        )
-    path = folder / "config.json"
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    translated = native(stored, path)
-    if translated is stored and "auto_map" in stored:
-        log.warning("%s names code of its own (auto_map); it is not run, transformers' own class is used", folder)
-    bare = auto_class is transformers.AutoModel
-    if bare and translated.get("model_type") in ENCODER_ALONE:
-        auto_class = transformers.AutoModelForTextEncoding
-    source: Any = folder
-    options: dict[str, Any] = {}
-    with _quiet():
-        try:
-            if translated is not stored:
-                options["config"] = transformers.AutoConfig.for_model(**translated)
-                if "lora_adaptations" in translated:  # without a folder, only the class itself loads
-                    source, options["state_dict"] = None, tasks.merged(folder, translated, task_adapter)
-                    auto_class = auto_class._model_mapping[type(options["config"])]
-            model, report = auto_class.from_pretrained(
-                source,
-                dtype=dtype,
-                attn_implementation="eager",
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **options,
-            )
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-            raise ModelError(f"{folder} cannot be loaded: {error}") from error
-    missing = sorted(key for key in report["missing_keys"] if not (bare and key.startswith("pooler.")))
-    if missing:
-        raise ModelError(f"the weights in {folder} lack {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}")
-    if bare and getattr(model, "pooler", None) is not None:
-        model.pooler = None
-    model.config.use_cache = False  # keys and values are needed once; a cache of windows would also see less of a text
-    return model.eval()
 
 
 def _first_rows_for_heads(model: transformers.PreTrainedModel) -> None:
@@ -286,7 +209,6 @@ def _first_rows_for_heads(model: transformers.PreTrainedModel) -> None:
     """
     if not type(model).__name__.endswith("ForSequenceClassification") or _scores_last_token(model):
         return
-    mean = getattr(model.config, "classifier_pooling", "cls") == "mean"
     backbone = getattr(model, model.base_model_prefix)  # pyright: ignore[reportArgumentType, reportCallIssue]
     pooler = getattr(backbone, "pooler", None)
     mean = getattr(model.config, "classifier_pooling", "cls") == "mean"  # then the head averages what is one row here
@@ -295,16 +217,15 @@ def _first_rows_for_heads(model: transformers.PreTrainedModel) -> None:
         segments = segments_in_flight()
         if segments is None:
             return output
-        hidden, lengths = output.last_hidden_state[0], segments.lengths
+        hidden = output.last_hidden_state[0]
         if mean:
-            first = torch.segment_reduce(hidden, "mean", lengths=lengths.to(hidden.device), axis=0, unsafe=True)[
-                :, None
-            ]
+            lengths = segments.lengths.to(hidden.device)
+            first = torch.segment_reduce(hidden, "mean", lengths=lengths, axis=0, unsafe=True)
         else:
-            first = hidden[segments.edges[:-1].long()][:, None]  # (texts, 1, width)
-        output.last_hidden_state = first
+            first = hidden[segments.edges[:-1].long()]
+        output.last_hidden_state = first[:, None]  # (texts, 1, width)
         if pooler is not None:
-            output.pooler_output = pooler(first)
+            output.pooler_output = pooler(output.last_hidden_state)
         return output
 
     backbone.register_forward_hook(pick)
@@ -342,25 +263,25 @@ def _sample(config: Any) -> list[list[int]]:
     reserved = {config.pad_token_id, getattr(config, "eos_token_id", None)}
     ids = [n for n in range(min(config.vocab_size, 1000)) if n not in reserved]
     window = getattr(config, "sliding_window", None) or 0
-    longest = [window + 9] if 0 < window <= WIDEST_TRIED and window + 9 <= _positions(config) else []
+    positions = getattr(config, "max_position_embeddings", None) or float("inf")
+    longest = [window + 9] if 0 < window <= WIDEST_TRIED and window + 9 <= positions else []
     return [random.choice(ids, size).tolist() for size in (*longest, 9, 9, 5, 1)]
-
-
-def _positions(config: Any) -> float:
-    return getattr(config, "max_position_embeddings", None) or float("inf")
 
 
 def _sample_batch(config: Any, device: torch.device) -> Batch:
     sample = _sample(config)
-    offsets = np.cumsum([0, *map(len, sample)])
-    ragged = Ragged(np.concatenate(sample).astype(np.int32), offsets.astype(np.int64))
-    return to_device(ragged, np.arange(len(sample)), device)
+    return to_device(Ragged.joined(sample), np.arange(len(sample)), device)
 
 
-def _result(output: Any) -> torch.Tensor:
+def _result(output: Any) -> Tensor:
     """Hidden states or token logits (tokens, width), or text logits (texts, labels)."""
     found = output.logits if "logits" in output else output.last_hidden_state
     return found.flatten(0, 1) if found.dim() == 3 else found
+
+
+def _change(found: Tensor, exact: Tensor) -> float:
+    """Relative to the size of what it should be."""
+    return float((found.float() - exact).norm() / exact.norm()) if found.shape == exact.shape else float("inf")
 
 
 def device_of(wanted: str) -> torch.device:
@@ -368,18 +289,3 @@ def device_of(wanted: str) -> torch.device:
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(wanted)
-
-
-@contextlib.contextmanager
-def _quiet() -> Generator[None]:
-    """transformers' progress bar and load report are not for our users: what matters in them is checked here."""
-    logging_ = transformers.logging
-    level, bar = logging_.get_verbosity(), logging_.is_progress_bar_enabled()
-    logging_.set_verbosity_error()
-    logging_.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging_.set_verbosity(level)
-        if bar:
-            logging_.enable_progress_bar()

@@ -20,8 +20,9 @@ from ..config.errors import ModelError
 from ..config.recipe import Recipe
 from .contract import Outputs, Prepared
 from .heads import Head
+from .loading import read_config, uses_types
 from .model import Loaded, Model
-from .packed import PackedModel, gather, read_config, uses_types
+from .packed import PackedModel, gather
 from .pairs import PairTexts, pair_texts
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"identity": lambda x: x, "sigmoid": torch.sigmoid}

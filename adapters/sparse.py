@@ -7,14 +7,14 @@ as FlagEmbedding's lexical weights; IDF tables: https://arxiv.org/abs/2411.04403
 from __future__ import annotations
 
 import copy
-import threading
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import torch
-import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from ..config.outputs import SPARSE
@@ -31,36 +31,31 @@ NOT_FINITE = "a weight is NaN or infinite"
 
 
 class _Logits:
-    """A masked language model's own head, run on some hidden states alone: its forward, with the backbone answering from memory."""
+    """A masked language model's own head, run on some hidden states alone: its forward, with the backbone handing them through."""
 
-    def __init__(self, model: transformers.PreTrainedModel) -> None:
-        self.model, self._given = model, threading.local()
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
         backbone: Any = model.base_model
         own = backbone.forward
 
-        def forward(*args: Any, **options: Any) -> Any:
-            hidden = getattr(self._given, "hidden", None)
-            return own(*args, **options) if hidden is None else BaseModelOutput(last_hidden_state=hidden)
+        def forward(*args: Any, inputs_embeds: Tensor | None = None, **options: Any) -> Any:
+            return own(*args, **options) if inputs_embeds is None else BaseModelOutput(last_hidden_state=inputs_embeds)
 
         backbone.forward = forward
 
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+    def __call__(self, hidden: Tensor) -> Tensor:
         """(tokens, width) -> float32 (tokens, vocabulary)."""
-        self._given.hidden = hidden[None]
-        try:
-            ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-            return self.model(input_ids=ids).logits[0].float()  # pyright: ignore[reportCallIssue]
-        finally:
-            self._given.hidden = None
+        return self.model(inputs_embeds=hidden[None]).logits[0].float()
 
 
 class SpladeHead:
     """Hidden states to weights: log(1 + relu(logit)) of every vocabulary entry, the largest or the sum over a text's tokens."""
 
-    def __init__(self, recipe: Recipe, model: transformers.PreTrainedModel) -> None:
+    def __init__(self, recipe: Recipe, model: PreTrainedModel) -> None:
         """`model`: the whole masked language model; from here on its backbone may be run alone."""
         self.recipe, self.logits = recipe, _Logits(model)
         self.modules = [model]
+        self.largest = recipe.sparse == "splade-max"  # else their sum
         self.step = max(1, LOGIT_BYTES // (4 * int(model.config.vocab_size)))
 
     def like(self, recipe: Recipe, skip: int) -> Self:
@@ -73,40 +68,33 @@ class SpladeHead:
         """See `Head`."""
         hidden = output.last_hidden_state[0]
         ends = batch.segments.lengths.cumsum(0).tolist()
-        rows: list[np.ndarray] = []
-        ids: list[np.ndarray] = []
-        weights: list[np.ndarray] = []
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
         text, carried = 0, None  # what the tokens of a text in the piece before gave
         for start in range(0, len(hidden), self.step):
-            piece = self._weights(self.logits(hidden[start : start + self.step]))
+            # The largest logit has the largest weight, so that only sums need every one's logarithm.
+            piece = self.logits(hidden[start : start + self.step])
+            piece = piece if self.largest else self._log(piece)
             stop, done, at = start + len(piece), [], start
             while at < stop:
                 end = min(ends[text], stop)
-                found = self._pool(piece[at - start : end - start])
-                carried = found if carried is None else self._pool(torch.stack([carried, found]))
+                pooled = self._pool(piece[at - start : end - start])
+                carried = pooled if carried is None else self._pool(torch.stack([carried, pooled]))
                 at = end
                 if end == ends[text]:
                     done.append(carried)
                     text, carried = text + 1, None
             if done:
-                whole = self._finished(torch.stack(done))
+                whole = torch.stack(done)
+                whole = self._log(whole) if self.largest else whole
                 where, which = torch.nonzero(whole, as_tuple=True)
-                rows.append(where.cpu().numpy() + text - len(done))
-                ids.append(which.cpu().numpy())
-                weights.append(whole[where, which].cpu().numpy())
-        return columns(self.recipe, batch.order, np.concatenate(rows), np.concatenate(ids), np.concatenate(weights))
+                found.append((where + text - len(done), which, whole[where, which]))
+        rows, ids, weights = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
+        return columns(self.recipe, batch.order, rows, ids, weights)
 
-    def _weights(self, logits: torch.Tensor) -> torch.Tensor:
-        """Before the pooling: the largest logit has the largest weight, so that only sums need every one's logarithm."""
-        return logits if self.recipe.sparse == "splade-max" else self._log(logits)
+    def _pool(self, some: Tensor) -> Tensor:
+        return some.amax(0) if self.largest else some.sum(0)
 
-    def _pool(self, some: torch.Tensor) -> torch.Tensor:
-        return some.amax(0) if self.recipe.sparse == "splade-max" else some.sum(0)
-
-    def _finished(self, pooled: torch.Tensor) -> torch.Tensor:
-        return self._log(pooled) if self.recipe.sparse == "splade-max" else pooled
-
-    def _log(self, logits: torch.Tensor) -> torch.Tensor:
+    def _log(self, logits: Tensor) -> Tensor:
         weights = logits.relu()
         for _ in range(self.recipe.log1p):
             weights = weights.log1p()

@@ -17,7 +17,6 @@ from tokenizers import Tokenizer
 
 from benchmarks.corpus import texts_of_lengths
 from lading import adapters
-from lading.adapters.multi_vector import maxsim
 from lading.config.checkpoint import locate, resolve
 from lading.config.errors import InputsFailed, SpecError
 from lading.config.settings import load as load_settings
@@ -30,7 +29,7 @@ from lading.pipelines.spec import JobSpec, PolicySpec, SinkSpec, SourceSpec, Ste
 from lading.schedulers import pools
 from lading.schedulers.connection import Broker
 from lading.workers.estimate import estimate
-from lading.workers.query import query
+from lading.workers.query import maxsim, query
 from lading.workers.run import run
 from lading.workers.worker import Worker
 from tests import models_outputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +178,6 @@ def _sparse_scores(queries: pa.Array) -> _Scores:
 
 
 def _multi_vector_scores(queries: pa.Array) -> _Scores:
-    from ..adapters.multi_vector import maxsim
-
     asked = _matrices(queries)
 
     def scores(_kind: str, stored: pa.Array) -> np.ndarray:
@@ -188,6 +186,21 @@ def _multi_vector_scores(queries: pa.Array) -> _Scores:
         return found
 
     return scores
+
+
+def maxsim(queries: Sequence[np.ndarray], documents: Sequence[np.ndarray]) -> np.ndarray:
+    """Late-interaction scores, float32 (queries, documents): for each vector of a query its largest dot product with one of
+    the document's, summed. Each is (tokens, dims); a document without vectors scores 0."""
+    found = np.zeros((len(queries), len(documents)), np.float32)
+    lengths = np.array([len(document) for document in documents], np.int64)
+    filled = np.flatnonzero(lengths)
+    if not len(filled) or not len(queries):
+        return found
+    whole = np.concatenate([np.asarray(documents[place], np.float32) for place in filled.tolist()])
+    starts = np.cumsum(lengths[filled]) - lengths[filled]
+    for place, query in enumerate(queries):
+        found[place, filled] = np.maximum.reduceat(np.asarray(query, np.float32) @ whole.T, starts, axis=1).sum(0)
+    return found
 
 
 def _matrices(lists: pa.Array) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lading.adapters import attention
-from lading.adapters.attention import Segments, Shape
+from lading.adapters.kernels import Segments, Shape, attend_natively
 from lading.config.errors import ModelError
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -35,8 +35,8 @@ needs_native = pytest.mark.skipif(not NATIVE_HERE, reason="no native kernel: no 
 def test_the_fastest_installed_kernel_is_chosen(device, dtype, native, flash, varlen, name, monkeypatch, caplog):
     """The choice follows device, dtype and what is installed; it is logged, and a missing CUDA kernel is a warning."""
     monkeypatch.setattr(attention, "_lack_of_native", lambda *_: "" if native else "it is missing here")
-    monkeypatch.setattr(attention, "_has_flash_attn", lambda: flash)
-    monkeypatch.setattr(attention, "_has_torch_varlen", lambda: varlen)
+    there = {"flash_attn": flash, "torch.nn.attention.varlen": varlen}
+    monkeypatch.setattr(attention, "_is_there", there.__getitem__)
     with caplog.at_level(logging.INFO, "lading.adapters.attention"):
         assert attention.choose(device, dtype, 32).name == name
     assert f"attention: {name} on {device.type}" in caplog.text
@@ -112,7 +112,7 @@ def test_the_native_kernel_agrees_with_the_definition(dtype, causal, window, hea
     sizes = [count * width for count in (heads, key_heads, key_heads)]
     query, key, value = (one.unflatten(1, (-1, width)) for one in columns.split(sizes, 1))
     shape = Shape(width**-0.5, causal, window)
-    found = attention.attend_natively(query, key, value, Segments.of(torch.tensor(lengths), CPU), shape)
+    found = attend_natively(query, key, value, Segments.of(torch.tensor(lengths), CPU), shape)
     assert found.is_contiguous()
     expected = attend_plainly(query, key, value, lengths, shape)
     tolerance = 2e-6 if dtype == torch.float32 else 2e-2
@@ -131,9 +131,7 @@ def test_the_native_kernel_keeps_what_is_not_finite_to_its_text(dtype):
     query[:20] *= 1e4  # scores beyond what exp can take
     key[22, 1, 3] = float("nan")
     value[57, 0, 0] = float("inf")
-    found = attention.attend_natively(
-        query, key, value, Segments.of(torch.tensor(lengths), CPU), Shape(1.0, False, None)
-    )
+    found = attend_natively(query, key, value, Segments.of(torch.tensor(lengths), CPU), Shape(1.0, False, None))
     finite = found.isfinite()
     assert finite[:20].all()
     assert not finite[20:25, 1].any()
@@ -148,7 +146,7 @@ def test_the_native_kernel_refuses_what_it_was_not_compiled_for():
     segments, shape = Segments.of(torch.tensor([3]), CPU), Shape(1.0, False, None)
     x = torch.zeros(3, 2, 40)
     with pytest.raises(ModelError, match="no head size 40; set LADING_ATTENTION=sdpa-runs"):
-        attention.attend_natively(x, x, x, segments, shape)
+        attend_natively(x, x, x, segments, shape)
     fits = torch.zeros(3, 2, 32)
     for query, key, value in [
         (fits.half(), fits.half(), fits.half()),
@@ -159,7 +157,7 @@ def test_the_native_kernel_refuses_what_it_was_not_compiled_for():
         (torch.zeros(3, 3, 32), fits, fits),
     ]:
         with pytest.raises(ModelError, match="cannot take"):
-            attention.attend_natively(query, key, value, segments, shape)
+            attend_natively(query, key, value, segments, shape)
 
 
 def test_runs_are_neighbours_of_equal_length():

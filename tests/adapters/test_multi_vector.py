@@ -15,9 +15,10 @@ import transformers
 
 from benchmarks.corpus import texts_of_lengths
 from lading.adapters import Adapter, load
-from lading.adapters.multi_vector import join_tokens, maxsim
+from lading.adapters.multi_vector import join_tokens
 from lading.config.checkpoint import locate, resolve
 from lading.config.errors import ModelError
+from lading.workers.query import maxsim
 from tests import models, models_outputs
 
 TEXTS = texts_of_lengths([1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 600, 4, 4, 4])

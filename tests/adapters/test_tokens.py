@@ -149,7 +149,7 @@ def test_the_prompt_stays_where_the_beginning_goes(folder):
     tokenizer = left(folder, "query")
     text = "the cat looked at the dog on the mat and went away " * 30
     (found,) = encode_rows(tokenizer, [pa.array([text])]).encodings
-    prompt = tokenizer._whole.encode("find the cat: ").ids
+    prompt = tokenizer.whole.encode("find the cat: ").ids
     count = tokenizer.prompt_tokens
     assert found.ids[:count] == prompt[:count]
     bare = left(folder)._cut.encode(text)

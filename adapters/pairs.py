@@ -119,7 +119,7 @@ class PairTexts:
         left = self.recipe.truncation_side == "left"
         documents = tokenizer.plain(shaped, beginnings=not reject and not left)
         room = self.recipe.max_tokens - layout.special
-        made = Assembled(bad)
+        made = Assembled(bad, tokenizer)
         for row, (query, document) in zip(rows, texts, strict=True):
             shape = tokenizer.shape_second(document)
             first, second = queries[tokenizer.shape(query)], documents[shape]
@@ -174,7 +174,7 @@ class TemplateTexts:
                 if piece not in self._fixed:
                     (long if DOCUMENT in piece else whole)[text] = None
         known = self._tokenizer.plain(whole) | self._tokenizer.plain(long, beginnings=not reject) | self._fixed
-        made = Assembled(bad)
+        made = Assembled(bad, self._tokenizer)
         for row, pair, pieces in zip(rows, texts, filled, strict=True):
             total = sum(len(known[text]) for text in pieces)
             if reject and total > limit:
@@ -217,11 +217,15 @@ def _fill(piece: str, query: str, document: str) -> str:
 class Assembled:
     """Items as they are put together."""
 
-    def __init__(self, bad: Bad) -> None:
+    def __init__(self, bad: Bad, tokenizer: TextTokenizer) -> None:
+        self._tokenizer = tokenizer
         self._bad, self._rows, self._ids, self._types = bad, list[int](), list[list[int]](), list[int]()
         self._cut: list[bool] = []
 
     def add(self, row: int, ids: list[int], cut: bool, types: list[int] | None = None) -> None:
+        if reason := self._tokenizer.refusal(ids):
+            self._bad[row] = reason
+            return
         self._rows.append(row)
         self._ids.append(ids)
         self._cut.append(cut)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,6 +19,8 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 from ..config.errors import ModelError
 from ..config.outputs import chunk_fields
 from ..config.recipe import Recipe
+from ..config.templates import DOCUMENT, QUERY
+from ..config.weights import token_rows
 from . import chunking
 from .contract import Prepared
 
@@ -131,7 +132,7 @@ class TextTokenizer:
             self._whole = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception for every kind of damage
             raise ModelError(f"{path} cannot be read: {error}") from error
-        self._check_vocabulary(folder)
+        self._rowless = self._without_rows(folder)
         self._whole.no_padding()
         self._whole.no_truncation()
         self._mark(path, recipe)
@@ -147,6 +148,7 @@ class TextTokenizer:
         marks = self._head.special_tokens_mask
         self._head_tokens = self.prompt_tokens or next((n for n, mark in enumerate(marks) if not mark), 0)
         self._check_special(path, self._head)
+        self._check_rows(path)
         if recipe.pooling == "cls" and not marks[:1] == [1]:
             raise ModelError(
                 f"{path} puts no special token (CLS) before a text, and the vector of this model (pooling cls) is that token's; "
@@ -182,16 +184,45 @@ class TextTokenizer:
             raise ModelError(f"the tokenizer has no token {tokens[found.index(None)]!r}, which the model needs")
         return [one for one in found if one is not None]
 
-    def _check_vocabulary(self, folder: Path) -> None:
-        """Raises ModelError where the tokenizer has tokens for which the model has no row: a batch with one would fail, or worse."""
-        config = folder / "config.json"
-        rows = json.loads(config.read_text(encoding="utf-8")).get("vocab_size") if config.is_file() else None
-        last = max(self._whole.get_vocab().values(), default=-1)
-        if isinstance(rows, int) and last >= rows:
+    def _without_rows(self, folder: Path) -> dict[int, str]:
+        """Added tokens, by id, for which the model has no row: a batch with one would fail, or worse.
+
+        Some checkpoints carry such tokens and never use them. Raises ModelError where one belongs to the vocabulary itself.
+        """
+        rows = token_rows(folder)
+        own = max(self._whole.get_vocab(with_added_tokens=False).values(), default=-1)
+        if rows is not None and own >= rows:
             raise ModelError(
-                f"{folder / 'tokenizer.json'} has tokens up to number {last:,}, and the model {rows:,} of them from 0: "
+                f"{folder / 'tokenizer.json'} has tokens up to number {own:,}, and the model {rows:,} of them from 0: "
                 "the files do not belong together; fetch the model again"
             )
+        added = self._whole.get_added_tokens_decoder()
+        return {id: str(token) for id, token in added.items() if rows is not None and id >= rows}
+
+    def refusal(self, ids: Sequence[int]) -> tuple[str, str] | None:
+        """Why these tokens of a text can be no item, as a reject; None if they can."""
+        if not ids:
+            return NO_TOKENS
+        if self._rowless and (found := next((id for id in ids if id in self._rowless), None)) is not None:
+            return (
+                "unknown-token",
+                f"the model has no vector for {self._rowless[found]!r}, token {found:,} of its tokenizer",
+            )
+        return None
+
+    def _check_rows(self, path: Path) -> None:
+        """Raises ModelError where the tokenizer or the recipe itself puts a token without a row into every text."""
+        recipe = self.recipe
+        blank = [piece.replace(QUERY, "").replace(DOCUMENT, "") for piece in recipe.template]
+        asked = [self._head.ids, self._whole.encode(SAMPLE, SAMPLE, add_special_tokens=self._special).ids]
+        asked += [self._whole.encode(text, add_special_tokens=False).ids for text in blank]
+        asked.append([id for id in [self._whole.token_to_id(recipe.expand_with)] if id is not None])
+        for id in itertools.chain.from_iterable(asked if self._rowless else []):
+            if id in self._rowless:
+                raise ModelError(
+                    f"{path} puts {self._rowless[id]!r} (number {id:,}) into every text, a token for which the model has no vector: the "
+                    "files do not belong together; fetch the model again"
+                )
 
     def check_pairs(self, folder: Path) -> None:
         """Raises ModelError where nothing would tell the two texts of a pair apart: for models that read both as one."""
@@ -335,10 +366,11 @@ def encode_rows(tokenizer: TextTokenizer, columns: Sequence[pa.Array]) -> Encode
     else:
         given = [(tokenizer.shape(first), tokenizer.shape_second(second)) for first, second in texts]
     encodings = tokenizer.encode(given, cut=not reject)
-    if not all(encoding.ids for encoding in encodings):  # "\u200b", where no special tokens are added
-        bad |= {row: NO_TOKENS for row, encoding in zip(rows, encodings, strict=True) if not encoding.ids}
-        rows = [row for row, encoding in zip(rows, encodings, strict=True) if encoding.ids]
-        encodings = [encoding for encoding in encodings if encoding.ids]
+    refused = [tokenizer.refusal(encoding.ids) for encoding in encodings]  # "\u200b", where no special tokens are added
+    if any(refused):
+        bad |= {row: reason for row, reason in zip(rows, refused, strict=True) if reason}
+        rows = [row for row, reason in zip(rows, refused, strict=True) if not reason]
+        encodings = [encoding for encoding, reason in zip(encodings, refused, strict=True) if not reason]
     if not reject:
         return Encoded(encodings, np.array(rows, np.int32), bad)
     limit = tokenizer.recipe.max_tokens
@@ -361,14 +393,17 @@ def encode_chunks(tokenizer: TextTokenizer, texts: pa.Array) -> Prepared:
     columns: dict[str, list[Any]] = {"chunk": [], "start": [], "end": [], "text": []}
     cut: list[bool] = []
     for row, (text,), inner, whole in zip(rows, kept, trimmed, wholes, strict=True):
-        if not whole.ids:
-            bad[row] = NO_TOKENS
+        if reason := tokenizer.refusal(whole.ids):
+            bad[row] = reason
             continue
         if len(whole.ids) <= limit:
             before = len(text) - len(text.lstrip())
             spans: dict[tuple[int, int], Tokenised] = {(before, before + len(inner)): whole}
         else:
             spans = _chunk(tokenizer, text, limit)
+        if reason := next(filter(None, (tokenizer.refusal(one.ids) for one in spans.values() if one.ids)), None):
+            bad[row] = reason
+            continue
         too_long = [span for span, encoding in spans.items() if len(encoding.ids) > recipe.max_tokens]
         for span in too_long:  # a single character of more tokens than the model takes
             spans[span] = tokenizer.encode([tokenizer.shape(text[slice(*span)])], cut=True)[0]

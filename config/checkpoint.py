@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from . import catalogue, encoders, extractors, scorers
-from .content import check_safe, content_hash, integer_at, read_json, text_at
+from .content import check_safe, content_hash, integer_at, read_json, read_json_value, text_at
 from .errors import ModelError
 from .hub import Checkpoint, locate
 from .lora import adapter_hash, locate_adapter, read_settings
 from .modules import Module, is_routed, line_of, read_modules
 from .natives import native
-from .origins import OPTION, origins_of
+from .origins import DEFAULT, OPTION, origins_of
 from .recipe import Recipe
 from .sparse import SPARSE_LINEAR
 from .wishes import Opened, Wishes
@@ -43,7 +43,7 @@ _TRANSFORMER_KEYS = {
 _LATE_KEYS = {"query_length", "document_length", "query_expansion"}  # of multi-vector models
 # Modules that look tokens up in a table, and what a recipe calls a model of this kind.
 TABLES = {"StaticEmbedding": "static", "SparseStaticEmbedding": "idf"}
-NO_LIMIT = 1 << 20  # tokens of a text: more than a request or a page has
+UNLIMITED = 1 << 20  # tokens of a text: who states as much or more, as the 1e30 of some tokenizers, states no limit
 # Position ids of these start at pad_token_id + 1, so the first rows of the position table go unused.
 # fmt: off
 POSITIONS_AFTER_PADDING = frozenset({
@@ -55,7 +55,6 @@ POSITIONS_AFTER_PADDING = frozenset({
 _OVERFLOW_IN_FLOAT16 = frozenset({"gemma", "gemma2", "gemma3", "gemma3_text", "t5", "mt5", "umt5"})
 
 _log = logging.getLogger(__name__)
-_NO_LIMIT = 10**9  # 1e30, as tokenizers write it, is none
 
 _SETTLE = {"encode": encoders.settle, "score": scorers.settle, "extract": extractors.settle}
 
@@ -143,24 +142,43 @@ def _truncation_side(opened: Opened, home: Path, wish: Wishes) -> str:
     """Which end of a text stays where it is cut; right, which is no part of a recipe, where none is."""
     if wish.truncation_side == "left" and wish.long_text != "truncate":
         raise ModelError(f"truncation_side: long_text {wish.long_text} cuts nothing off, only truncate does")
-    path = home / "tokenizer_config.json"
-    side = wish.truncation_side or text_at({"truncation_side": "right"} | read_json(path), "truncation_side", path)
-    if not wish.truncation_side:
-        opened.note("truncation_side", path.name)
+    side = wish.truncation_side
+    if not side:
+        side, said_by = _saved_side(home, is_static=opened.modules[0].kind == "StaticEmbedding")
+        opened.note("truncation_side", said_by)
     if side not in ("right", "left"):
         raise ModelError(f"truncation_side {side!r} of {opened.checkpoint.name} is neither right nor left")
     return side if wish.long_text == "truncate" else "right"
+
+
+def _saved_side(home: Path, *, is_static: bool) -> tuple[str, str]:
+    """The side that the tokenizer's files name, and which of them: transformers reads both in this order, StaticEmbedding the last alone."""
+    path = home / "tokenizer_config.json"
+    found = {} if is_static else read_json(path)
+    if "truncation_side" in found:
+        return text_at(found, "truncation_side", path), path.name
+    path = home / "tokenizer.json"
+    truncation = _truncation(path)
+    return text_at({"direction": "right"} | truncation, "direction", path).lower(), path.name if truncation else DEFAULT
+
+
+def _truncation(path: Path) -> dict[str, Any]:
+    """What a tokenizer.json says of long texts, {} if nothing."""
+    found = read_json_value(path, "truncation")
+    if not isinstance(found, dict | None):
+        raise ModelError(f"{path}: truncation: expected a JSON object, found {found!r}")
+    return found or {}
 
 
 def _table_tokens(home: Path, kind: str, wanted: int) -> int:
     """A table has no limit of its own but what its tokenizer is set to; each kind is cut by another of its files."""
     if kind == "StaticEmbedding":
         path, key = home / "tokenizer.json", "max_length"
-        found = read_json(path).get("truncation") or {}
+        found = _truncation(path)
     else:
         path, key = home / "tokenizer_config.json", "model_max_length"
         found = read_json(path)
-    return wanted or min(integer_at(found, (key,), path) or NO_LIMIT, NO_LIMIT)
+    return wanted or min(integer_at(found, (key,), path) or UNLIMITED, UNLIMITED)
 
 
 def _transformer_config(folder: Path, known: set[str]) -> tuple[str, dict[str, Any]]:
@@ -213,10 +231,11 @@ def _max_tokens(opened: Opened, home: Path, saved_in: str, wanted: int) -> int:
             raise ModelError(f"max_tokens {wanted} is above the {positions} positions of the model in {folder}")
         opened.note("max_tokens", OPTION)
         return wanted
-    if (own is None or own >= _NO_LIMIT) and known is not None and known.max_tokens:
+    if own is not None and own >= UNLIMITED:
+        own = None
+    if own is None and known is not None and known.max_tokens:
         own, name = known.max_tokens, known.origin("max_tokens")
-    said = [(own, name), (positions, "config.json")]
-    limits = [(limit, origin) for limit, origin in said if limit is not None and limit < _NO_LIMIT]
+    limits = [(limit, origin) for limit, origin in ((own, name), (positions, "config.json")) if limit is not None]
     if not limits:
         raise ModelError(f"{folder}: no file says how many tokens the model takes; say it with --max-tokens")
     limit, origin = min(limits, key=lambda one: one[0])

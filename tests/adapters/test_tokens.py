@@ -363,3 +363,65 @@ def test_a_token_without_a_row_in_every_text_refuses_the_model(tmp_path):
     assert results(late, [["a cat"]])[0] == [0]
     with pytest.raises(ModelError, match=every):
         results(late, [["a cat"]], prompt="query")
+
+
+# -- which side the files ask for
+
+CAT = "the cat looked at the dog on the mat and went away " * 30 + "one two three"
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "xlm-roberta", "qwen2"])
+@pytest.mark.parametrize(
+    ("config", "direction", "side"),
+    [
+        (None, "Left", "left"),
+        (None, "Right", "right"),
+        (None, None, "right"),
+        ("right", "Left", "right"),
+        ("left", "Right", "left"),
+        ("left", None, "left"),
+    ],
+)
+def test_the_side_is_the_one_that_the_reference_takes(tmp_path, architecture, config, direction, side):
+    """tokenizer_config.json's truncation_side, else tokenizer.json's truncation.direction: vectors are sentence-transformers'."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder = models.tiny_encoder(tmp_path / "m", architecture)
+    truncation = {"direction": direction, "max_length": 64, "strategy": "LongestFirst", "stride": 0}
+    folder = changed(folder, tmp_path / "side", truncation=truncation if direction else None)
+    path = folder / "tokenizer_config.json"
+    saved = {key: value for key, value in json.loads(path.read_text()).items() if key != "truncation_side"}
+    path.write_text(json.dumps(saved | ({"truncation_side": config} if config else {})))
+    recipe = resolve(locate(str(folder)), task="encode")
+    assert recipe.truncation_side == side
+    expected = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode([CAT])
+    other = {"left": "right", "right": "left"}[side]
+    found, wrong = (np.array(results(folder, [[CAT]], truncation_side=one)[1]) for one in ("", other))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(wrong - expected).max() > 1e-2
+
+
+def test_a_table_is_cut_by_its_tokenizer_alone(tmp_path):
+    """StaticEmbedding reads length and side from tokenizer.json, whatever tokenizer_config.json says."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder = models_outputs.static(tmp_path / "m")
+    truncation = {"direction": "Left", "max_length": 20, "strategy": "LongestFirst", "stride": 0}
+    folder = changed(folder, tmp_path / "side", truncation=truncation)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"truncation_side": "right"}))
+    recipe = resolve(locate(str(folder)), task="encode")
+    assert (recipe.truncation_side, recipe.max_tokens) == ("left", 20)
+    expected = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode([CAT])
+    np.testing.assert_allclose(np.array(results(folder, [[CAT]])[1]), expected, atol=1e-5)
+    assert np.abs(np.array(results(folder, [[CAT]], truncation_side="right")[1]) - expected).max() > 1e-2
+
+
+def test_a_side_that_is_none_is_refused(tmp_path):
+    """A direction that nobody knows, and a truncation that is no object, are named with their file."""
+    folder = models.tiny_encoder(tmp_path / "m")
+    path = folder / "tokenizer_config.json"
+    path.write_text(
+        json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "truncation_side"})
+    )
+    with pytest.raises(ModelError, match=r"truncation_side 'middle' of .* is neither right nor left"):
+        resolve(locate(str(changed(folder, tmp_path / "a", truncation={"direction": "Middle"}))), task="encode")
+    with pytest.raises(ModelError, match=r"b/tokenizer.json: truncation: expected a JSON object, found 'Left'"):
+        resolve(locate(str(changed(folder, tmp_path / "b", truncation="Left"))), task="encode")

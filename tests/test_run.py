@@ -438,6 +438,17 @@ def test_a_text_with_a_token_that_the_model_lacks_is_a_reject(tiny_encoder, tmp_
     assert table_of(spec)["id"].to_pylist() == ["a", "c"]
 
 
+@pytest.mark.parametrize("activation", ["identity", "sigmoid"])
+def test_a_column_of_scores_says_what_was_done_with_the_logit(corpus, tiny_cross_encoder, to, activation):
+    """The field's metadata has it, beside the rows, in both sinks."""
+    spec = job_spec(
+        corpus, tiny_cross_encoder, to, verb="score", text=("body", "body"), activation=activation, column="fit"
+    )
+    done(spec)
+    field = open_reading(to).schema.field("fit")
+    assert field.metadata[b"lading.activation"] == activation.encode()
+
+
 def test_a_query_finds_the_text_it_repeats(corpus, tiny_encoder, to):
     """`query` embeds by the stored recipe and finds the nearest row."""
     done(job_spec(corpus, tiny_encoder, to, prompt="none"))

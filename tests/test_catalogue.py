@@ -15,7 +15,7 @@ from lading.config.catalogue import TESTED, VERIFIED, Entry
 from lading.config.checkpoint import Checkpoint, locate, resolve, resolve_with_origins
 from lading.config.errors import ModelError, UsageError
 from lading.config.hub import cache_folder
-from lading.config.natives import is_known
+from lading.config.natives import WITHOUT_CODE
 from lading.config.weights import parameters
 from lading.schedulers.bodies import RequestOptions
 from lading.workers.models import RequestedModels
@@ -161,9 +161,26 @@ def test_verified_is_what_the_tests_have():
 def test_grades_are_earned(entry: Entry):
     """What is not run, or refused for its code, is facts only; the rest goes by architecture and outputs."""
     tested = all(entry.architecture in TESTED.get(output, ()) for output in entry.outputs)
-    refused = entry.remote_code and not is_known({"model_type": entry.architecture})
+    refused = entry.remote_code and entry.architecture not in WITHOUT_CODE
     earned = "architecture verified" if tested and entry.runs and not refused else "facts only"
     assert entry.grade == ("verified" if entry.name.lower() in VERIFIED else earned)
+
+
+@pytest.mark.parametrize(
+    ("name", "grade"),
+    [
+        ("Alibaba-NLP/gte-base-en-v1.5", "architecture verified"),
+        ("nomic-ai/nomic-embed-text-v1.5", "architecture verified"),
+        ("jinaai/jina-embeddings-v3", "architecture verified"),
+        ("Alibaba-NLP/gte-multilingual-reranker-base", "architecture verified"),
+        ("Alibaba-NLP/gte-multilingual-base", "facts only"),  # its sparse weights are not computed
+        ("nomic-ai/nomic-embed-text-v2-moe", "facts only"),
+        ("jinaai/jina-reranker-v2-base-multilingual", "facts only"),
+    ],
+)
+def test_code_that_is_not_needed_costs_no_grade(name: str, grade: str):
+    """Models that are read without the code that they name are graded as others are; those that need it are facts only."""
+    assert PACKAGED[name.lower()].grade == grade
 
 
 # -- a user's own file

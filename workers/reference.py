@@ -11,9 +11,10 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-from ..config.checkpoint import TABLES, Checkpoint
 from ..config.content import read_json
 from ..config.errors import ModelError, UsageError
+from ..config.hub import Checkpoint
+from ..config.modules import TABLES
 from ..config.multi_vector import COLBERT_LINEAR
 from ..config.recipe import Recipe
 

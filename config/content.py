@@ -114,6 +114,17 @@ def integer_at(found: dict[str, Any], keys: tuple[str, ...], path: Path) -> int 
     return None
 
 
+def special_tokens(folder: Path) -> dict[str, str]:
+    """bos_token, mask_token and the like, by these names, as the tokenizer's files have them."""
+    found = read_json(folder / "special_tokens_map.json") | read_json(folder / "tokenizer_config.json")
+    texts = {
+        name: value.get("content") if isinstance(value, dict) else value
+        for name, value in found.items()
+        if name.endswith("_token")
+    }
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
 def check_safe(folder: Path, *, table: bool = False) -> None:
     """Raise ModelError unless `folder` holds a model that loads without running anybody's code, whole.
 

@@ -10,7 +10,7 @@ import string
 from pathlib import Path
 from typing import Any
 
-from .content import integer_at, read_json
+from .content import integer_at, read_json, special_tokens
 from .errors import ModelError
 from .hub import SENTENCE_TRANSFORMERS, prompt_named, saved_prompts
 from .modules import check_chain, check_input, hidden_size, read_dense
@@ -174,9 +174,8 @@ def _expanded(recipe: Recipe, expansion: Any, limit: int | None, opened: Opened,
         raise ModelError(
             f"{path}: query_expansion to {length} tokens is above the {recipe.max_tokens} that the model takes"
         )
-    found = read_json(opened.folder / "special_tokens_map.json") | read_json(opened.folder / "tokenizer_config.json")
+    found = special_tokens(opened.folder)
     token = expansion.get("token") or found.get("mask_token") or found.get("eos_token")
-    token = token.get("content") if isinstance(token, dict) else token
     if not isinstance(token, str):
         raise ModelError(f"{opened.folder / 'tokenizer_config.json'}: no mask_token to fill queries up with")
     return dataclasses.replace(

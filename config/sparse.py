@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from .content import read_json
+from .content import read_json, special_tokens
 from .errors import ModelError
 from .hub import SENTENCE_TRANSFORMERS
 from .recipe import Recipe
@@ -29,7 +29,7 @@ def settle_sparse(recipe: Recipe, opened: Opened, wish: Wishes, line: str) -> Re
     ):
         return _splade(recipe, opened, line)
     if opened.config.get("model_type") == "xlm-roberta" and has_head(opened, SPARSE_LINEAR):
-        return dataclasses.replace(recipe, sparse="lexical", drop_tokens=_special_tokens(opened))
+        return dataclasses.replace(recipe, sparse="lexical", drop_tokens=_left_out(opened))
     raise ModelError(
         f"{opened.folder}: has no head for a sparse output: that takes a SPLADE model (Transformer, SpladePooling, or a "
         f"*{_MASKED_LM}), or BGE-M3 with its {SPARSE_LINEAR}"
@@ -63,18 +63,14 @@ def _splade(recipe: Recipe, opened: Opened, line: str) -> Recipe:
     )
 
 
-def _special_tokens(opened: Opened) -> tuple[str, ...]:
+def _left_out(opened: Opened) -> tuple[str, ...]:
     """The tokens whose weights FlagEmbedding leaves out: begin, end, padding, unknown."""
-    path = opened.folder / "tokenizer_config.json"
-    found = read_json(opened.folder / "special_tokens_map.json") | read_json(path)
-    named: list[str] = []
-    for key in ("cls_token", "eos_token", "pad_token", "unk_token"):
-        token = found.get(key)
-        token = token.get("content") if isinstance(token, dict) else token
-        if not isinstance(token, str):
+    found, wanted = special_tokens(opened.folder), ("cls_token", "eos_token", "pad_token", "unk_token")
+    for key in wanted:
+        if key not in found:
+            path = opened.folder / "tokenizer_config.json"
             raise ModelError(f"{path}: no {key}: its weight must be left out of a sparse output")
-        named.append(token)
-    return tuple(dict.fromkeys(named))
+    return tuple(dict.fromkeys(found[key] for key in wanted))
 
 
 def has_head(opened: Opened, file: str) -> bool:

@@ -116,6 +116,7 @@ def show(model: str, revision: str, known_as: str, task: str | None, precision: 
     from ..config import catalogue
     from ..config.checkpoint import locate, resolve_with_origins
     from ..config.errors import ModelError
+    from ..config.kinds import verb_for
     from ..config.weights import BYTES, parameters
 
     checkpoint: Checkpoint | None = None
@@ -129,7 +130,7 @@ def show(model: str, revision: str, known_as: str, task: str | None, precision: 
             raise
     if checkpoint is not None:
         entry = catalogue.of(checkpoint, known_as)
-        verb = task or task_of(checkpoint, entry)
+        verb = task or verb_for(checkpoint, entry)
         recipe, origins = resolve_with_origins(checkpoint, task=verb, known_as=known_as, precision=precision)
         count = parameters(checkpoint.folder)
     else:
@@ -151,21 +152,6 @@ def show(model: str, revision: str, known_as: str, task: str | None, precision: 
         pool_reason=reason,
     )
     click.echo(json.dumps(dataclasses.asdict(shown)) if as_json else "\n".join(_lines(shown, recipe)))
-
-
-def task_of(checkpoint: Checkpoint, entry: Entry | None) -> str:
-    """What a model is for: what the catalogue says, else its modules and its head."""
-    from ..config.content import read_json
-    from ..config.kinds import verb_of
-    from ..config.modules import line_of, read_modules
-    from ..config.wishes import Opened
-
-    if entry is not None and entry.task in TASKS:
-        return entry.task
-    modules = read_modules(checkpoint.folder)
-    if line_of(modules) == "score":
-        return "score"
-    return verb_of(Opened(checkpoint, read_json(checkpoint.folder / "config.json"), modules).architecture) or "encode"
 
 
 def _grade(entry: Entry | None, checkpoint: Checkpoint | None, recipe: Recipe | None) -> str:
@@ -248,12 +234,13 @@ def verify(
     from ..config import catalogue
     from ..config.checkpoint import locate, resolve
     from ..config.errors import UsageError
+    from ..config.kinds import verb_for
     from ..workers.reference import check_installed
     from ..workers.verify import FAILED, verify
 
     check_installed()
     checkpoint = locate(model, revision)
-    verb = task or task_of(checkpoint, catalogue.of(checkpoint, known_as))
+    verb = task or verb_for(checkpoint, catalogue.of(checkpoint, known_as))
     if verb != "encode" and (prompt or outputs):
         raise UsageError(f"{'--prompt' if prompt else '--outputs'} is for encode, and {model} is compared for {verb}")
     side = prompt or "document"

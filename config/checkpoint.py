@@ -77,7 +77,7 @@ def resolve_with_origins(checkpoint: Checkpoint, *, task: str, **wishes: Any) ->
     positions = None if table else positions_of(home, config)
     opened = Opened(checkpoint, config, modules, known, transformer=transformer, positions=positions)
     if table:
-        limit = table_tokens(home, modules[0].kind, wish.max_tokens)
+        limit = table_tokens(opened, home, wish.max_tokens)
     else:
         opened.note("lower_case", saved_in)
         limit = max_tokens_of(opened, home, saved_in, wish.max_tokens)

@@ -10,6 +10,7 @@ from .errors import ModelError
 from .origins import DEFAULT, OPTION
 from .wishes import Opened, Wishes
 
+SETTINGS = "sentence_bert_config.json"  # of a Transformer module, as sentence-transformers 6 names it
 UNLIMITED = 1 << 20  # tokens of a text: who states as much or more, as the 1e30 of some tokenizers, states no limit
 # Position ids of these start at pad_token_id + 1, so the first rows of the position table go unused.
 # fmt: off
@@ -101,12 +102,14 @@ def _truncation(path: Path) -> dict[str, Any]:
     return found or {}
 
 
-def table_tokens(home: Path, kind: str, wanted: int) -> int:
+def table_tokens(opened: Opened, home: Path, wanted: int) -> int:
     """A table has no limit of its own but what its tokenizer is set to; each kind is cut by another of its files."""
-    if kind == "StaticEmbedding":
+    if opened.modules[0].kind == "StaticEmbedding":
         path, key = home / "tokenizer.json", "max_length"
         found = _truncation(path)
     else:
         path, key = home / "tokenizer_config.json", "model_max_length"
         found = read_json(path)
-    return wanted or min(integer_at(found, (key,), path) or UNLIMITED, UNLIMITED)
+    own = integer_at(found, (key,), path) or UNLIMITED
+    opened.note("max_tokens", OPTION if wanted else path.name if own < UNLIMITED else DEFAULT)
+    return wanted or min(own, UNLIMITED)

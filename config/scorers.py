@@ -9,6 +9,7 @@ from .content import integer_at, read_json
 from .errors import ModelError
 from .hub import SENTENCE_TRANSFORMERS, default_prompt, saved_prompts
 from .kinds import LANGUAGE_MODEL, check_head
+from .limits import SETTINGS
 from .modules import Module
 from .origins import DEFAULT, OPTION
 from .recipe import Recipe
@@ -17,7 +18,6 @@ from .weights import token_rows
 from .wishes import Opened, Wishes
 
 _ACTIVATIONS = {"Identity": "identity", "Sigmoid": "sigmoid"}
-_SETTINGS = "sentence_bert_config.json"
 
 
 def settle(recipe: Recipe, opened: Opened, wish: Wishes) -> Recipe:
@@ -31,7 +31,7 @@ def settle(recipe: Recipe, opened: Opened, wish: Wishes) -> Recipe:
         _check_one_label(opened)
         _refuse(opened, wish, "template", "instruction")
         if opened.transformer.get("processing_kwargs"):
-            raise ModelError(f"{opened.folder / _SETTINGS}: sets processing_kwargs, which Lading does not apply here")
+            raise ModelError(f"{opened.folder / SETTINGS}: sets processing_kwargs, which Lading does not apply here")
         return dataclasses.replace(
             recipe,
             prompt=default_prompt(opened.folder, saved_prompts(opened.folder)),
@@ -68,7 +68,7 @@ def _own_template(opened: Opened, wish: Wishes, head: Module) -> tuple[Template,
     answers = tuple(id for id in ids if id is not None)
     if max(answers) >= (token_rows(opened.folder) or 0) or min(answers) < 0:
         raise ModelError(f"{path}: token {max(answers)} is none of the model's vocabulary")
-    path, settings = opened.folder / _SETTINGS, opened.transformer
+    path, settings = opened.folder / SETTINGS, opened.transformer
     message = (settings.get("modality_config") or {}).get("message")
     if not isinstance(message, dict):
         _refuse(opened, wish, "instruction")

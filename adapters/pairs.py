@@ -20,8 +20,8 @@ from ..config.recipe import Recipe
 from ..config.templates import DOCUMENT, QUERY
 from .contract import Prepared
 from .ragged import Ragged
-from .tokenizer import TextTokenizer
-from .tokens import NO_TOKENS, Bad, encode_rows, sound_rows, too_long
+from .tokenizer import NO_TOKENS, TextTokenizer
+from .tokens import Bad, encode_rows, sound_rows, too_long
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class PairTexts:
                 types = layout.type_ids(one, two) if self._types else []
                 kept = (first[len(first) - one :], second[len(second) - two :]) if left else (first[:one], second[:two])
                 made.append((row, layout.ids(*kept), total > recipe.max_tokens, types))
-        return _prepared(made, bad, self._types)
+        return _prepared(made, bad, self._tokenizer, self._types)
 
 
 class TemplateTexts:
@@ -171,7 +171,7 @@ class TemplateTexts:
                 bad[row] = NO_ROOM
             else:
                 made.append((row, ids, True, []))
-        return _prepared(made, bad, False)
+        return _prepared(made, bad, self._tokenizer, False)
 
     def _cut(self, pair: tuple[str, ...], texts: list[str], known: dict[str, list[int]]) -> list[int] | None:
         """A pair's tokens within the limit: a query of its own piece keeps three quarters at most, what is left is the document's."""
@@ -200,7 +200,10 @@ def _fill(piece: str, query: str, document: str) -> str:
     return document.join(part.replace(QUERY, query) for part in piece.split(DOCUMENT))
 
 
-def _prepared(made: list[Item], bad: Bad, types: bool) -> Prepared:
+def _prepared(made: list[Item], bad: Bad, tokenizer: TextTokenizer, types: bool) -> Prepared:
+    refused = [tokenizer.refusal(ids) for _, ids, _, _ in made]
+    bad |= {row: reason for (row, *_), reason in zip(made, refused, strict=True) if reason}
+    made = [one for one, reason in zip(made, refused, strict=True) if not reason]
     ragged = Ragged.joined([ids for _, ids, _, _ in made], [kinds for *_, kinds in made] if types else None)
     rows, cut = np.array([row for row, *_ in made], np.int32), np.array([cut for *_, cut, _ in made], bool)
     return Prepared(rows, ragged.lengths, {"ragged": ragged}, bad, cut)

@@ -14,9 +14,10 @@ from typing import Any
 
 from tokenizers import AddedToken, Encoding, Tokenizer
 
-from ..config.content import read_json
 from ..config.errors import ModelError
 from ..config.recipe import Recipe
+from ..config.templates import DOCUMENT, QUERY
+from ..config.weights import token_rows
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ Tokenised = Encoding | Ending
 CHARACTERS_A_TOKEN = 32
 MARGIN_TOKENS = 64
 BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
+NO_TOKENS = ("empty-text", "the tokenizer finds no token in the text")
 SAMPLE = "a"  # shows which special tokens stand before a text
 
 
@@ -70,7 +72,7 @@ class TextTokenizer:
         except Exception as error:  # the library raises plain Exception for every kind of damage, and for no file
             raise ModelError(f"{path} cannot be read: {error}") from error
         self.recipe = recipe
-        self._check_vocabulary(path)
+        self._rowless = self._without_rows(path)
         self.whole.no_padding()
         self.whole.no_truncation()
         self._mark(path)
@@ -88,6 +90,7 @@ class TextTokenizer:
         self.prompt_tokens = len(alone) - sum(marks[-1:]) if recipe.prompt else 0
         self._head_tokens = self.prompt_tokens or next((n for n, mark in enumerate(marks) if not mark), 0)
         self._check_special(path, self._head)
+        self._check_rows(path)
         if recipe.pooling == "cls" and not marks[:1] == [1]:
             raise ModelError(
                 f"{path} puts no special token (CLS) before a text, and the vector of this model (pooling cls) is that token's; "
@@ -119,15 +122,43 @@ class TextTokenizer:
             if token is not None and self.whole.encode(token, add_special_tokens=False).tokens != [token]:
                 self.whole.add_special_tokens([AddedToken(token, normalized=False, special=True)])
 
-    def _check_vocabulary(self, path: Path) -> None:
-        """Raises ModelError where the tokenizer has tokens for which the model has no row: a batch with one would fail, or worse."""
-        rows = read_json(path.parent / "config.json").get("vocab_size")
-        last = max(self.whole.get_vocab().values(), default=-1)
-        if isinstance(rows, int) and last >= rows:
+    def _without_rows(self, path: Path) -> dict[int, str]:
+        """Added tokens, by id, for which the model has no row: a batch with one would fail, or worse.
+
+        Some checkpoints carry such tokens and never use them. Raises ModelError where one belongs to the vocabulary itself.
+        """
+        rows = token_rows(path.parent)
+        own = max(self.whole.get_vocab(with_added_tokens=False).values(), default=-1)
+        if rows is not None and own >= rows:
             raise ModelError(
-                f"{path} has tokens up to number {last:,}, and the model {rows:,} of them from 0: "
+                f"{path} has tokens up to number {own:,}, and the model {rows:,} of them from 0: "
                 "the files do not belong together; fetch the model again"
             )
+        added = self.whole.get_added_tokens_decoder()
+        return {id: str(token) for id, token in added.items() if rows is not None and id >= rows}
+
+    def refusal(self, ids: Sequence[int]) -> tuple[str, str] | None:
+        """Why these tokens of a text can be no item, as a reject; None if they can."""
+        if not ids:  # "\u200b", where no special tokens are added
+            return NO_TOKENS
+        if self._rowless and (found := next((id for id in ids if id in self._rowless), None)) is not None:
+            what = f"the model has no vector for {self._rowless[found]!r}, token {found:,} of its tokenizer"
+            return "unknown-token", what
+        return None
+
+    def _check_rows(self, path: Path) -> None:
+        """Raises ModelError where the tokenizer or the recipe itself puts a token without a row into every text."""
+        recipe = self.recipe
+        blank = [piece.replace(QUERY, "").replace(DOCUMENT, "") for piece in recipe.template]
+        asked = [self._head.ids, self.whole.encode(SAMPLE, SAMPLE, add_special_tokens=self._special).ids]
+        asked += [self.whole.encode(text, add_special_tokens=False).ids for text in blank]
+        asked.append(self.ids_of([recipe.expand_with], all_needed=False))
+        for id in itertools.chain.from_iterable(asked if self._rowless else []):
+            if id in self._rowless:
+                raise ModelError(
+                    f"{path} puts {self._rowless[id]!r} (number {id:,}) into every text, a token for which the model has no vector: the "
+                    "files do not belong together; fetch the model again"
+                )
 
     def check_pairs(self, folder: Path) -> None:
         """Raises ModelError where nothing would tell the two texts of a pair apart: for models that read both as one."""

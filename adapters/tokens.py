@@ -16,7 +16,6 @@ from .ragged import Ragged
 from .tokenizer import TextTokenizer, Tokenised
 
 Bad = dict[int, tuple[str, str]]  # row -> (reject code, detail)
-NO_TOKENS = ("empty-text", "the tokenizer finds no token in the text")
 
 
 def too_long(tokens: int, limit: int) -> tuple[str, str]:
@@ -61,8 +60,8 @@ def encode_rows(tokenizer: TextTokenizer, columns: Sequence[pa.Array]) -> Encode
         given = [(first, tokenizer.shape(second, second=True)) for first, (_, second) in zip(given, texts, strict=True)]
     kept: list[tuple[int, Tokenised]] = []
     for row, encoding in zip(rows, tokenizer.encode(given, cut=not reject), strict=True):
-        if not len(encoding):  # "\u200b", where no special tokens are added
-            bad[row] = NO_TOKENS
+        if reason := tokenizer.refusal(encoding.ids):
+            bad[row] = reason
         elif reject and len(encoding) > limit:
             bad[row] = too_long(len(encoding), limit)
         else:
@@ -82,14 +81,17 @@ def encode_chunks(tokenizer: TextTokenizer, texts: pa.Array) -> Prepared:
     cut: list[bool] = []
     found: list[dict[str, Any]] = []
     for row, (text,), inner, whole in zip(rows, kept, trimmed, wholes, strict=True):
-        if not len(whole):
-            bad[row] = NO_TOKENS
+        if reason := tokenizer.refusal(whole.ids):
+            bad[row] = reason
             continue
         if len(whole) <= limit:
             before = len(text) - len(text.lstrip())
             spans: dict[tuple[int, int], Tokenised] = {(before, before + len(inner)): whole}
         else:
             spans = _chunk(tokenizer, text, limit)
+        if reason := next(filter(None, (tokenizer.refusal(one.ids) for one in spans.values() if one.ids)), None):
+            bad[row] = reason
+            continue
         for number, ((start, end), encoding) in enumerate(spans.items()):
             inside = text[start:end]
             cut.append(len(encoding) > recipe.max_tokens)

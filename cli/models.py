@@ -116,6 +116,7 @@ def show(model: str, revision: str, known_as: str, task: str | None, precision: 
     from ..config import catalogue
     from ..config.checkpoint import locate, resolve_with_origins
     from ..config.errors import ModelError
+    from ..config.kinds import verb_for
     from ..config.weights import BYTES, parameters
 
     checkpoint: Checkpoint | None = None
@@ -129,7 +130,7 @@ def show(model: str, revision: str, known_as: str, task: str | None, precision: 
             raise
     if checkpoint is not None:
         entry = catalogue.of(checkpoint, known_as)
-        verb = task or task_of(checkpoint, entry)
+        verb = task or verb_for(checkpoint, entry)
         recipe, origins = resolve_with_origins(checkpoint, task=verb, known_as=known_as, precision=precision)
         count = parameters(checkpoint.folder)
     else:
@@ -151,17 +152,6 @@ def show(model: str, revision: str, known_as: str, task: str | None, precision: 
         pool_reason=reason,
     )
     click.echo(json.dumps(dataclasses.asdict(shown)) if as_json else "\n".join(_lines(shown, recipe)))
-
-
-def task_of(checkpoint: Checkpoint, entry: Entry | None) -> str:
-    """What a model is for: what the catalogue says, else its head."""
-    from ..config.content import read_json
-    from ..config.kinds import verb_of
-    from ..config.wishes import Opened
-
-    if entry is not None and entry.task in TASKS:
-        return entry.task
-    return verb_of(Opened(checkpoint, read_json(checkpoint.folder / "config.json"), []).architecture) or "encode"
 
 
 def _grade(entry: Entry | None, checkpoint: Checkpoint | None, recipe: Recipe | None) -> str:
@@ -224,24 +214,38 @@ def _words(value: object) -> str:
 
 
 @models.command()
-@opt.options(MODEL, opt.DEVICE, opt.JSON)
+@opt.options(MODEL, opt.PROMPT, opt.OUTPUTS, opt.DEVICE, opt.JSON)
 def verify(
-    model: str, revision: str, known_as: str, task: str | None, precision: str, device: str, as_json: bool
+    model: str,
+    revision: str,
+    known_as: str,
+    task: str | None,
+    precision: str,
+    prompt: str | None,
+    outputs: tuple[str, ...],
+    device: str,
+    as_json: bool,
 ) -> int:
     """Compare MODEL with sentence-transformers, text by text, on its own weights.
 
-    A model that is not on this machine is downloaded, unless the setting offline is on. Ends with 0 if every result is
-    within the bound, with 3 if one is not.
+    Of a model that treats queries otherwise than documents, --prompt query compares those. A model that is not on this machine is
+    downloaded, unless the setting offline is on. Ends with 0 if every result is within the bound, with 3 if one is not.
     """
     from ..config import catalogue
     from ..config.checkpoint import locate, resolve
-    from ..workers.verify import FAILED, check_installed, verify
+    from ..config.errors import UsageError
+    from ..config.kinds import verb_for
+    from ..workers.reference import check_installed
+    from ..workers.verify import FAILED, verify
 
     check_installed()
     checkpoint = locate(model, revision)
-    verb = task or task_of(checkpoint, catalogue.of(checkpoint, known_as))
-    recipe = resolve(checkpoint, task=verb, known_as=known_as, precision=precision)
-    done = verify(checkpoint, recipe, device=device)
+    verb = task or verb_for(checkpoint, catalogue.of(checkpoint, known_as))
+    if verb != "encode" and (prompt or outputs):
+        raise UsageError(f"{'--prompt' if prompt else '--outputs'} is for encode, and {model} is compared for {verb}")
+    side = prompt or "document"
+    recipe = resolve(checkpoint, task=verb, known_as=known_as, precision=precision, prompt=side, outputs=outputs)
+    done = verify(checkpoint, recipe, side=side, device=device)
     click.echo(json.dumps(done.to_dict()) if as_json else "\n".join(done.lines()))
     return 0 if done.passed else FAILED
 

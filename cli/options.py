@@ -89,12 +89,16 @@ MODEL: tuple[Decorator, ...] = (
     ),
 )
 
-ENCODE: tuple[Decorator, ...] = (
+PROMPT: tuple[Decorator, ...] = (
     click.option(
         "--prompt",
         metavar="NAME",
         help="document, query, none, or another of the checkpoint's prompts.  [default: document]",
     ),
+)
+
+ENCODE: tuple[Decorator, ...] = (
+    *PROMPT,
     click.option("--prompt-text", metavar="TEXT", help="A literal prompt instead."),
     click.option(
         "--pooling",
@@ -199,13 +203,17 @@ LIMIT: tuple[Decorator, ...] = (
     ),
 )
 
-VECTOR: tuple[Decorator, ...] = (
+OUTPUTS: tuple[Decorator, ...] = (
     click.option(
         "--outputs",
         metavar="NAMES",
         callback=_names,
         help="dense, sparse, multi_vector, or several: dense,sparse.  [default: what the model is made for]",
     ),
+)
+
+VECTOR: tuple[Decorator, ...] = (
+    *OUTPUTS,
     click.option("--top-k", metavar="N", type=COUNT, help="sparse: the largest weights only.  [default: all]"),
     click.option(
         "--threshold", metavar="X", type=click.FloatRange(min=0), help="sparse: weights above this only.  [default: 0]"

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import ModelError, UsageError, nearest
-from .natives import is_known
+from .natives import WITHOUT_CODE
 from .settings import own_file
 from .strict_yaml import load_mapping, parse_mapping
 
@@ -146,7 +146,7 @@ class Entry:
         """One of GRADES: what the tests of this release show, never more."""
         if self.name.lower() in VERIFIED and not set(self.where.values()) - set(_PACKAGED):
             return "verified"
-        if not self.runs or (self.remote_code and not is_known({"model_type": self.architecture})):
+        if not self.runs or (self.remote_code and self.architecture not in WITHOUT_CODE):
             return "facts only"
         return grade_of(self.architecture, self.outputs)
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from . import catalogue, encoders, extractors, scorers
-from .content import check_safe, content_hash, integer_at, read_json, text_at
+from .content import check_safe, content_hash, read_json, text_at
 from .errors import ModelError
 from .hub import Checkpoint, locate
+from .limits import POSITIONS_AFTER_PADDING, max_tokens_of, positions_of, table_tokens, truncation_side
 from .lora import adapter_hash, locate_adapter, read_settings
-from .modules import Module, is_routed, line_of, read_modules
+from .modules import TABLES, Module, is_routed, line_of, read_modules
 from .natives import native
-from .origins import OPTION, origins_of
+from .origins import origins_of
 from .recipe import Recipe
 from .sparse import SPARSE_LINEAR
 from .wishes import Opened, Wishes
@@ -41,21 +42,10 @@ _TRANSFORMER_KEYS = {
     "unpad_inputs",
 }
 _LATE_KEYS = {"query_length", "document_length", "query_expansion"}  # of multi-vector models
-# Modules that look tokens up in a table, and what a recipe calls a model of this kind.
-TABLES = {"StaticEmbedding": "static", "SparseStaticEmbedding": "idf"}
-NO_LIMIT = 1 << 20  # tokens of a text: more than a request or a page has
-# Position ids of these start at pad_token_id + 1, so the first rows of the position table go unused.
-# fmt: off
-POSITIONS_AFTER_PADDING = frozenset({
-    "camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm",
-    "xlm-roberta", "xlm-roberta-xl", "xmod",
-})
-# fmt: on
 # Trained in bfloat16 with activations that float16 cannot hold (model cards of EmbeddingGemma and T5).
 _OVERFLOW_IN_FLOAT16 = frozenset({"gemma", "gemma2", "gemma3", "gemma3_text", "t5", "mt5", "umt5"})
 
 _log = logging.getLogger(__name__)
-_NO_LIMIT = 10**9  # 1e30, as tokenizers write it, is none
 
 _SETTLE = {"encode": encoders.settle, "score": scorers.settle, "extract": extractors.settle}
 
@@ -84,14 +74,14 @@ def resolve_with_origins(checkpoint: Checkpoint, *, task: str, **wishes: Any) ->
     saved_in, transformer = ("", {}) if table else _transformer_config(home, keys)
     path = home / "config.json"
     config = native(read_json(path), path)
-    positions = None if table else _positions(home, config)
+    positions = None if table else positions_of(home, config)
     opened = Opened(checkpoint, config, modules, known, transformer=transformer, positions=positions)
     if table:
-        limit = _table_tokens(home, modules[0].kind, wish.max_tokens)
+        limit = table_tokens(opened, home, wish.max_tokens)
     else:
         opened.note("lower_case", saved_in)
-        limit = _max_tokens(opened, home, saved_in, wish.max_tokens)
-    side = _truncation_side(opened, home, wish)
+        limit = max_tokens_of(opened, home, saved_in, wish.max_tokens)
+    side = truncation_side(opened, home, wish)
     recipe = Recipe(
         task=task,
         content="",
@@ -139,30 +129,6 @@ def _content(folder: Path, modules: list[Module], heads: list[str]) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def _truncation_side(opened: Opened, home: Path, wish: Wishes) -> str:
-    """Which end of a text stays where it is cut; right, which is no part of a recipe, where none is."""
-    if wish.truncation_side == "left" and wish.long_text != "truncate":
-        raise ModelError(f"truncation_side: long_text {wish.long_text} cuts nothing off, only truncate does")
-    path = home / "tokenizer_config.json"
-    side = wish.truncation_side or text_at({"truncation_side": "right"} | read_json(path), "truncation_side", path)
-    if not wish.truncation_side:
-        opened.note("truncation_side", path.name)
-    if side not in ("right", "left"):
-        raise ModelError(f"truncation_side {side!r} of {opened.checkpoint.name} is neither right nor left")
-    return side if wish.long_text == "truncate" else "right"
-
-
-def _table_tokens(home: Path, kind: str, wanted: int) -> int:
-    """A table has no limit of its own but what its tokenizer is set to; each kind is cut by another of its files."""
-    if kind == "StaticEmbedding":
-        path, key = home / "tokenizer.json", "max_length"
-        found = read_json(path).get("truncation") or {}
-    else:
-        path, key = home / "tokenizer_config.json", "model_max_length"
-        found = read_json(path)
-    return wanted or min(integer_at(found, (key,), path) or NO_LIMIT, NO_LIMIT)
-
-
 def _transformer_config(folder: Path, known: set[str]) -> tuple[str, dict[str, Any]]:
     """The settings of the Transformer module, and the name of their file."""
     path = next(
@@ -176,51 +142,3 @@ def _transformer_config(folder: Path, known: set[str]) -> tuple[str, dict[str, A
     if not isinstance(method, dict) or method.get("method") != "forward":
         raise ModelError(f"{path}: modality_config: texts must go through the model's `forward`, found {method!r}")
     return path.name, found
-
-
-def _positions(folder: Path, config: dict[str, Any]) -> int | None:
-    """Tokens that the model has positions for; None: any number."""
-    positions = integer_at(config, ("max_position_embeddings", "n_positions"), folder / "config.json")
-    if positions is not None and positions < 1:  # XLNet writes -1: no table of positions
-        positions = None
-    if positions is not None and config.get("model_type") in POSITIONS_AFTER_PADDING:
-        pad = integer_at(config, ("pad_token_id",), folder / "config.json")
-        if pad is None and "pad_token_id" in config:
-            raise ModelError(
-                f"{folder / 'config.json'}: pad_token_id is null, and positions of this kind of model begin after it; write "
-                "the number of the tokenizer's pad token there"
-            )
-        positions -= (1 if pad is None else pad) + 1
-    return positions
-
-
-def _max_tokens(opened: Opened, home: Path, saved_in: str, wanted: int) -> int:
-    """What the checkpoint says (its own max_seq_length, else the tokenizer's), else the catalogue, never above its positions; or `wanted`.
-
-    The saved figure may exceed the positions (514 for RoBERTa, whose first usable one is 2): the reference fails on
-    such a text, here it is cut.
-    """
-    folder, positions, known = home, opened.positions, opened.known
-    if known is not None and positions is not None and known.max_tokens > positions:
-        known.disagree("max_tokens", f"{folder / 'config.json'} has {positions} positions")
-    name = saved_in
-    own = integer_at(opened.transformer, ("max_seq_length",), folder / name)
-    if own is None:
-        name = "tokenizer_config.json"
-        own = integer_at(read_json(folder / name), ("model_max_length", "max_len"), folder / name)
-    if wanted:
-        if positions is not None and wanted > positions:
-            raise ModelError(f"max_tokens {wanted} is above the {positions} positions of the model in {folder}")
-        opened.note("max_tokens", OPTION)
-        return wanted
-    if (own is None or own >= _NO_LIMIT) and known is not None and known.max_tokens:
-        own, name = known.max_tokens, known.origin("max_tokens")
-    said = [(own, name), (positions, "config.json")]
-    limits = [(limit, origin) for limit, origin in said if limit is not None and limit < _NO_LIMIT]
-    if not limits:
-        raise ModelError(f"{folder}: no file says how many tokens the model takes; say it with --max-tokens")
-    limit, origin = min(limits, key=lambda one: one[0])
-    if limit < 1:
-        raise ModelError(f"{folder}: the model's files allow {limit} tokens; say how many with --max-tokens")
-    opened.note("max_tokens", origin)
-    return limit

@@ -5,12 +5,14 @@ Reads JSON and bytes, never weights as tensors. Knows nothing of what a model co
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.jso
 _HASH_CACHE = "file-hashes.json"
 _CACHED_FROM_BYTES = 1 << 20  # smaller files are hashed faster than they are looked up
 _CACHED_FILES = 1000
+_BEFORE_KEY, _BEFORE_VALUE = re.compile(r'\s*[{,]\s*(?=")'), re.compile(r"\s*:\s*")
+_END = re.compile(r"\s*({\s*)?}\s*$")
 
 _log = logging.getLogger(__name__)
 
@@ -51,11 +55,39 @@ def read_json_list(path: Path) -> list[dict[str, Any]] | None:
     return found
 
 
+def read_json_value(path: Path, key: str) -> Any:
+    """The value of one key of the JSON object in `path`; None where there is no such key or file. What comes after it is not parsed.
+
+    For tokenizer.json, whose settings come before its vocabulary: all of it took 0.7 s (XLM-R's size, 16 MB), the settings 0.06 s.
+    """
+    with _complaining(path):
+        text, decoder, at = path.read_text(encoding="utf-8"), json.JSONDecoder(), 0
+        while name := _BEFORE_KEY.match(text, at):
+            found, at = decoder.raw_decode(text, name.end())
+            colon = _BEFORE_VALUE.match(text, at)
+            if colon is None:
+                raise json.JSONDecodeError("Expecting ':' delimiter", text, at)
+            value, at = decoder.raw_decode(text, colon.end())
+            if found == key:
+                return value
+        if not _END.match(text, at):
+            raise json.JSONDecodeError("Expecting a JSON object", text, at)
+    return None
+
+
 def _parse(path: Path) -> object:
-    try:
+    with _complaining(path):
         return json.loads(path.read_bytes())
+    return {}
+
+
+@contextlib.contextmanager
+def _complaining(path: Path) -> Generator[None]:
+    """Errors as ModelErrors with file and line; a file that is not there is none."""
+    try:
+        yield
     except FileNotFoundError:
-        return {}
+        return
     except json.JSONDecodeError as problem:
         raise ModelError(f"{path}, line {problem.lineno}: not valid JSON: {problem.msg}") from None
     except (OSError, UnicodeDecodeError, RecursionError) as problem:
@@ -80,6 +112,17 @@ def integer_at(found: dict[str, Any], keys: tuple[str, ...], path: Path) -> int 
         if value is not None:
             return value
     return None
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """bos_token, mask_token and the like, by these names, as the tokenizer's files have them."""
+    found = read_json(folder / "special_tokens_map.json") | read_json(folder / "tokenizer_config.json")
+    texts = {
+        name: value.get("content") if isinstance(value, dict) else value
+        for name, value in found.items()
+        if name.endswith("_token")
+    }
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
 def check_safe(folder: Path, *, table: bool = False) -> None:

@@ -37,6 +37,8 @@ def settle(recipe: Recipe, opened: Opened, wish: Wishes) -> Recipe:
     own = "multi_vector" if opened.architecture == STANFORD and not opened.is_pipeline else _OWN[line]
     _check_kind(opened, wish, line, own)
     outputs = _outputs(opened, wish, own)
+    listed = (opened.folder / "modules.json").exists()
+    opened.note("outputs", OPTION if wish.outputs else "modules.json" if listed else "config.json")
     recipe = dataclasses.replace(
         recipe,
         outputs=outputs,
@@ -105,6 +107,8 @@ def _settle_static(recipe: Recipe, opened: Opened, wish: Wishes) -> Recipe:
     shape = found.get("embedding.weight") or found.get("embeddings")
     if shape is None or len(shape) != 2:
         raise ModelError(f"{path} has neither embedding.weight nor embeddings: a static model is a table of vectors")
+    opened.note("dims", OPTION if wish.dims else path.relative_to(opened.folder).as_posix())
+    opened.note("pooling", "modules.json" if (opened.folder / "modules.json").exists() else "config.json")
     unit = normalize_of(opened, wish)
     alone = not (opened.folder / "modules.json").exists() and bool(opened.config.get("normalize"))
     recipe = dataclasses.replace(recipe, pooling="mean", normalize=unit or alone, part=opened.part)

@@ -1,10 +1,12 @@
-"""Which verb a model is for, by the head that its config.json names."""
+"""Which verb a model is for, by what the catalogue says, its modules, and the head that its config.json names."""
 
 from __future__ import annotations
 
+from .catalogue import Entry
 from .content import read_json
 from .errors import ModelError
-from .hub import SENTENCE_TRANSFORMERS
+from .hub import SENTENCE_TRANSFORMERS, Checkpoint
+from .modules import line_of, read_modules
 from .wishes import Opened
 
 LANGUAGE_MODEL = "ForCausalLM"
@@ -15,6 +17,16 @@ HEADS = {"score": "ForSequenceClassification", "extract": "ForTokenClassificatio
 def verb_of(architecture: str) -> str:
     """The verb that a class with a head is for, "" for one without."""
     return next((verb for verb, head in HEADS.items() if architecture.endswith(head)), "")
+
+
+def verb_for(checkpoint: Checkpoint, entry: Entry | None) -> str:
+    """The verb that a checkpoint is for, with its entry in the catalogue; `encode` where nothing says another."""
+    if entry is not None and entry.task in (*HEADS, "encode"):
+        return entry.task
+    modules = read_modules(checkpoint.folder)
+    if line_of(modules) == "score":
+        return "score"
+    return verb_of(Opened(checkpoint, read_json(checkpoint.folder / "config.json"), modules).architecture) or "encode"
 
 
 def check_head(opened: Opened, verb: str) -> None:

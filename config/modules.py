@@ -1,6 +1,6 @@
 """What modules.json and the folders it names say about how token vectors become a text's results.
 
-Known are four lines of modules, as sentence-transformers 2 to 6 and PyLate save them; a Router is the line of its route.
+Known are the lines of modules in _LINES, as sentence-transformers 2 to 6 and PyLate save them; a Router is the line of its route.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ _LINES = {
     "score": "TG",
     "multi_vector": "TD+(MN?|NM?)?",
 }
+# Modules that look tokens up in a table, and what a recipe calls a model of this kind.
+TABLES = {"StaticEmbedding": "static", "SparseStaticEmbedding": "idf"}
 _OTHER_NAMES = {
     "MLMTransformer": "Transformer",
     "pylate.models.Dense.Dense": "sentence_transformers.Dense",
@@ -110,7 +112,7 @@ def is_routed(folder: Path) -> bool:
 
 
 def line_of(modules: list[Module]) -> str:
-    """Which of the known lines of modules this is: dense, static, sparse, idf, multi_vector; "" for none."""
+    """Which of the known lines of modules this is: dense, static, sparse, idf, score, multi_vector; "" for none."""
     letters = "".join(_LETTERS[module.kind] for module in modules)
     return next((line for line, pattern in _LINES.items() if re.fullmatch(pattern, letters)), "")
 

@@ -10,10 +10,12 @@ import string
 from pathlib import Path
 from typing import Any
 
-from .content import integer_at, read_json
+from .content import integer_at, read_json, special_tokens
 from .errors import ModelError
 from .hub import SENTENCE_TRANSFORMERS, prompt_named, saved_prompts
+from .limits import SETTINGS
 from .modules import check_chain, check_input, hidden_size, read_dense
+from .origins import DEFAULT, OPTION
 from .recipe import Recipe
 from .sparse import has_head
 from .weights import shapes
@@ -49,6 +51,7 @@ def settle_multi_vector(recipe: Recipe, opened: Opened, wish: Wishes, line: str)
         own = recipe.token_dims
     elif opened.config.get("model_type") == "xlm-roberta" and has_head(opened, COLBERT_LINEAR):
         own = _rows_of(opened, COLBERT_LINEAR, "weight")
+        _note(opened, COLBERT_LINEAR, "token_modules", "token_dims", "token_normalize", "drop_first")
         recipe = dataclasses.replace(recipe, token_modules=(COLBERT_LINEAR,), token_normalize=True, drop_first=True)
     else:
         raise ModelError(
@@ -60,7 +63,14 @@ def settle_multi_vector(recipe: Recipe, opened: Opened, wish: Wishes, line: str)
         raise ModelError(f"dims {dims} is above the {own} dimensions that {opened.checkpoint.name} gives a token")
     if wish.token_pooling > 1 and wish.prompt == "query":
         raise ModelError("token_pooling joins the tokens of documents; those of queries are all compared")
+    if dims:
+        opened.note("token_dims", OPTION)
     return dataclasses.replace(recipe, token_dims=dims or own, token_pooling=wish.token_pooling)
+
+
+def _note(opened: Opened, origin: str, *fields: str) -> None:
+    for field in fields:
+        opened.note(field, origin if (opened.folder / origin).exists() else DEFAULT)
 
 
 def _colbert(recipe: Recipe, opened: Opened, wish: Wishes) -> Recipe:
@@ -76,6 +86,7 @@ def _colbert(recipe: Recipe, opened: Opened, wish: Wishes) -> Recipe:
     for side, marker in markers.items():
         prompts[side] = marker + prompts.get(side, "").removeprefix(marker)
     known |= {key: value for key, value in opened.transformer.items() if key in known or key.startswith("query_exp")}
+    lengths = SETTINGS if known.keys() & opened.transformer.keys() else path.name
     expansion = known["query_expansion"] if is_query else None
     if expansion and not _is_legacy(saved, stanford) and all(one.kind != "MultiVectorMask" for one in opened.modules):
         raise ModelError(
@@ -91,6 +102,10 @@ def _colbert(recipe: Recipe, opened: Opened, wish: Wishes) -> Recipe:
             modules.append(module.path)
         elif module.kind == "Normalize":
             check_input(where, {"module_input_name": "sentence_embedding"} | read_json(where), "token_embeddings")
+    _note(opened, "config.json" if stanford else "modules.json", "token_modules", "token_normalize")
+    _note(opened, "model.safetensors" if stanford else f"{modules[-1]}/config.json", "token_dims")
+    _note(opened, path.name, "markers", "skip_tokens")
+    opened.note("prompt", OPTION if wish.prompt_text else path.name if path.exists() else DEFAULT)
     recipe = dataclasses.replace(
         recipe,
         token_modules=("model.safetensors",) if stanford else tuple(modules),
@@ -102,8 +117,10 @@ def _colbert(recipe: Recipe, opened: Opened, wish: Wishes) -> Recipe:
     )
     length = integer_at(known, ("query_length" if is_query else "document_length",), path)
     if expansion is not None:
+        _note(opened, lengths, "max_tokens", "expand_to", "expand_with", "expand_attended")
         return _expanded(recipe, expansion, length, opened, path)
     if length and not wish.max_tokens:
+        _note(opened, lengths, "max_tokens")
         recipe = dataclasses.replace(recipe, max_tokens=min(length, opened.positions or length))
     return recipe
 
@@ -153,6 +170,7 @@ def _skipped(opened: Opened, saved: dict[str, Any], metadata: dict[str, Any], si
                 found = read_json(path)
                 if found.get("keep_only_token_ids"):
                     raise ModelError(f"{path}: keep_only_token_ids is for images, which Lading does not encode")
+                _note(opened, f"{module.path}/config.json", "skip_tokens")
                 words = found.get("skiplist_words") if side in (found.get("skiplist_tasks") or ["document"]) else []
                 return _texts(words or [], path)
     return _texts(words or [], path) if side == "document" else ()
@@ -174,9 +192,8 @@ def _expanded(recipe: Recipe, expansion: Any, limit: int | None, opened: Opened,
         raise ModelError(
             f"{path}: query_expansion to {length} tokens is above the {recipe.max_tokens} that the model takes"
         )
-    found = read_json(opened.folder / "special_tokens_map.json") | read_json(opened.folder / "tokenizer_config.json")
+    found = special_tokens(opened.folder)
     token = expansion.get("token") or found.get("mask_token") or found.get("eos_token")
-    token = token.get("content") if isinstance(token, dict) else token
     if not isinstance(token, str):
         raise ModelError(f"{opened.folder / 'tokenizer_config.json'}: no mask_token to fill queries up with")
     return dataclasses.replace(

@@ -13,6 +13,9 @@ from .errors import ModelError, nearest
 
 Config = dict[str, Any]
 
+# Architectures whose published checkpoints name code that is not needed: as config.json has them, and as `native` calls them.
+WITHOUT_CODE = frozenset({"new", "gte", "nomic_bert", "jina_embeddings_v3"})
+
 # fmt: off
 _SIZES = (
     "vocab_size", "type_vocab_size", "initializer_range", "pad_token_id", "bos_token_id", "eos_token_id", "id2label", "label2id",

@@ -31,12 +31,13 @@ _VECTORS: dict[str, tuple[pa.DataType, str]] = {
 def result_fields(recipe: Recipe, column: str = "") -> list[pa.Field]:
     """The fields one item's result has, named by `output_columns`.
 
-    multi_vector is a list of vectors, as LanceDB searches them by MaxSim. A quantised vector brings a float32 `<column>_scale`, one per row, and says in its field metadata under
-    `lading.undo` how the two give the vector back.
+    multi_vector is a list of vectors, as LanceDB searches them by MaxSim. A quantised vector brings a float32 `<column>_scale`, one
+    per row. Field metadata: under `lading.undo` how the two give the vector back; of a score under `lading.activation` what was done
+    with the logit, identity (any number) or sigmoid (0 to 1).
     """
     names = output_columns(recipe, column)
     if recipe.task == "score":
-        return [pa.field(names["score"], pa.float32())]
+        return [pa.field(names["score"], pa.float32(), metadata={"lading.activation": recipe.activation})]
     if recipe.task == "extract":
         return [pa.field(names["extract"], pa.list_(ENTITY))]
     fields: list[pa.Field] = []

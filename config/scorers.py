@@ -9,14 +9,15 @@ from .content import integer_at, read_json
 from .errors import ModelError
 from .hub import SENTENCE_TRANSFORMERS, default_prompt, saved_prompts
 from .kinds import LANGUAGE_MODEL, check_head
+from .limits import SETTINGS
 from .modules import Module
 from .origins import DEFAULT, OPTION
 from .recipe import Recipe
 from .templates import Template, chat_template, named_template
+from .weights import token_rows
 from .wishes import Opened, Wishes
 
 _ACTIVATIONS = {"Identity": "identity", "Sigmoid": "sigmoid"}
-_SETTINGS = "sentence_bert_config.json"
 
 
 def settle(recipe: Recipe, opened: Opened, wish: Wishes) -> Recipe:
@@ -29,8 +30,8 @@ def settle(recipe: Recipe, opened: Opened, wish: Wishes) -> Recipe:
         check_head(opened, "score")
         _check_one_label(opened)
         _refuse(opened, wish, "template", "instruction")
-        if read_json(opened.folder / _SETTINGS).get("processing_kwargs"):
-            raise ModelError(f"{opened.folder / _SETTINGS}: sets processing_kwargs, which Lading does not apply here")
+        if opened.transformer.get("processing_kwargs"):
+            raise ModelError(f"{opened.folder / SETTINGS}: sets processing_kwargs, which Lading does not apply here")
         return dataclasses.replace(
             recipe,
             prompt=default_prompt(opened.folder, saved_prompts(opened.folder)),
@@ -65,10 +66,9 @@ def _own_template(opened: Opened, wish: Wishes, head: Module) -> tuple[Template,
     if ids[0] is None or found.get("module_input_name", "causal_logits") != "causal_logits":
         raise ModelError(f"{path}: a LogitScore needs true_token_id, and reads causal_logits")
     answers = tuple(id for id in ids if id is not None)
-    if max(answers) >= (integer_at(opened.config, ("vocab_size",), path) or 0) or min(answers) < 0:
+    if max(answers) >= (token_rows(opened.folder) or 0) or min(answers) < 0:
         raise ModelError(f"{path}: token {max(answers)} is none of the model's vocabulary")
-    path = opened.folder / _SETTINGS
-    settings = read_json(path)
+    path, settings = opened.folder / SETTINGS, opened.transformer
     message = (settings.get("modality_config") or {}).get("message")
     if not isinstance(message, dict):
         _refuse(opened, wish, "instruction")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from .content import read_json
+from .content import read_json, special_tokens
 from .errors import ModelError
 from .hub import SENTENCE_TRANSFORMERS
 from .recipe import Recipe
@@ -23,13 +23,17 @@ def settle_sparse(recipe: Recipe, opened: Opened, wish: Wishes, line: str) -> Re
         raise ModelError(f"top_k {wish.top_k} and threshold {wish.threshold} must be 0 or more")
     recipe = dataclasses.replace(recipe, top_k=wish.top_k, threshold=float(wish.threshold))
     if line == "idf":
+        for field in ("sparse", "part"):
+            opened.note(field, "modules.json")
         return dataclasses.replace(recipe, sparse="idf", part=opened.part)
     if line == "sparse" or (
         opened.architecture.endswith(_MASKED_LM) and recipe.outputs == ("sparse",) and not opened.is_pipeline
     ):
         return _splade(recipe, opened, line)
     if opened.config.get("model_type") == "xlm-roberta" and has_head(opened, SPARSE_LINEAR):
-        return dataclasses.replace(recipe, sparse="lexical", drop_tokens=_special_tokens(opened))
+        opened.note("sparse", SPARSE_LINEAR)
+        opened.note("drop_tokens", "tokenizer_config.json")
+        return dataclasses.replace(recipe, sparse="lexical", drop_tokens=_left_out(opened))
     raise ModelError(
         f"{opened.folder}: has no head for a sparse output: that takes a SPLADE model (Transformer, SpladePooling, or a "
         f"*{_MASKED_LM}), or BGE-M3 with its {SPARSE_LINEAR}"
@@ -49,7 +53,12 @@ def _splade(recipe: Recipe, opened: Opened, line: str) -> Recipe:
         raise ModelError(
             f"{path}: pooling_strategy {strategy!r}, activation_function {activation!r}: Lading knows max and sum, relu and log1p_relu"
         )
+    for field in ("sparse", "log1p"):
+        opened.note(field, path.relative_to(opened.folder).as_posix())
+    opened.note("part", "modules.json")
     saved = read_json(opened.folder / SENTENCE_TRANSFORMERS).get("max_active_dims")
+    if saved and not recipe.top_k:
+        opened.note("top_k", SENTENCE_TRANSFORMERS)
     if saved is not None and (not isinstance(saved, int) or saved < 1):
         raise ModelError(
             f"{opened.folder / SENTENCE_TRANSFORMERS}: max_active_dims: expected a whole number, found {saved!r}"
@@ -63,18 +72,14 @@ def _splade(recipe: Recipe, opened: Opened, line: str) -> Recipe:
     )
 
 
-def _special_tokens(opened: Opened) -> tuple[str, ...]:
+def _left_out(opened: Opened) -> tuple[str, ...]:
     """The tokens whose weights FlagEmbedding leaves out: begin, end, padding, unknown."""
-    path = opened.folder / "tokenizer_config.json"
-    found = read_json(opened.folder / "special_tokens_map.json") | read_json(path)
-    named: list[str] = []
-    for key in ("cls_token", "eos_token", "pad_token", "unk_token"):
-        token = found.get(key)
-        token = token.get("content") if isinstance(token, dict) else token
-        if not isinstance(token, str):
+    found, wanted = special_tokens(opened.folder), ("cls_token", "eos_token", "pad_token", "unk_token")
+    for key in wanted:
+        if key not in found:
+            path = opened.folder / "tokenizer_config.json"
             raise ModelError(f"{path}: no {key}: its weight must be left out of a sparse output")
-        named.append(token)
-    return tuple(dict.fromkeys(named))
+    return tuple(dict.fromkeys(found[key] for key in wanted))
 
 
 def has_head(opened: Opened, file: str) -> bool:

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .content import read_json
+from .content import read_json, special_tokens
 from .errors import ModelError, nearest
 from .strict_yaml import parse_mapping
 from .wishes import Opened, Wishes
@@ -71,7 +71,7 @@ def chat_template(opened: Opened, format: str, system: str, options: dict[str, A
         messages = [("system", system)] if system else []
         messages += [("query", query), ("document", document)]
         given = [{"role": role, "content": _content(text, format)} for role, text in messages]
-        return _rendered(source, {"messages": given, **_special_tokens(folder), **options}, path)
+        return _rendered(source, {"messages": given, **special_tokens(folder), **options}, path)
 
     text = render(_MARKS[QUERY], _MARKS[DOCUMENT])
     for name, mark in _MARKS.items():
@@ -120,17 +120,6 @@ def _chat_source(folder: Path) -> tuple[str, Path]:
 
 def _content(text: str, format: str) -> Any:
     return [{"type": "text", "text": text}] if format == "structured" else text
-
-
-def _special_tokens(folder: Path) -> dict[str, str]:
-    """bos_token and the like, which templates may name."""
-    found = read_json(folder / "special_tokens_map.json") | read_json(folder / "tokenizer_config.json")
-    texts = {
-        name: value.get("content") if isinstance(value, dict) else value
-        for name, value in found.items()
-        if name.endswith("_token")
-    }
-    return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
 def _rendered(source: str, values: dict[str, Any], path: Path) -> str:

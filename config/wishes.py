@@ -1,4 +1,4 @@
-"""What a user may ask of a checkpoint, one field a wish; the defaults ask for what its own files say."""
+"""The two things that a recipe is settled from: what a user asks for, and the checkpoint, opened."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .modules import Module
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
-    """The keys of a job's step and policy that decide numbers, with the same names and meanings."""
+    """The keys of a job's step and policy that decide numbers, with the same names and meanings; the defaults ask for what its own files say."""
 
     max_tokens: int = 0
     precision: str = "float32"

@@ -18,7 +18,9 @@ REJECT_CODES = (
     "invalid-utf8",
     "invalid-json",
     "invalid-row",  # parsed, but a column is missing or of the wrong type
-    "too-long",  # long_text: reject
+    "unknown-query",  # the row names one that is not in the table of queries
+    "too-long",  # long_text: reject; or a query and its template leave the document no room
+    "unknown-token",  # a token for which the model has no vector
     "not-finite",  # the model produced NaN or infinity
     "failed",  # the model raised on this row alone
     "killed",  # every process died that ran this row alone

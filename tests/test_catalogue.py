@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from lading.config.catalogue import TESTED, VERIFIED, Entry
 from lading.config.checkpoint import Checkpoint, locate, resolve, resolve_with_origins
 from lading.config.errors import ModelError, UsageError
 from lading.config.hub import cache_folder
-from lading.config.natives import is_known
+from lading.config.natives import WITHOUT_CODE
 from lading.config.weights import parameters
 from lading.schedulers.bodies import RequestOptions
 from lading.workers.models import RequestedModels
 from lading.workers.residents import Residents
-from tests import models
+from tests import models, models_outputs
 from tests.test_checkpoint import dense, plain_model, sentence_model, update
 
 PACKAGED = catalogue.load({})
@@ -161,9 +162,26 @@ def test_verified_is_what_the_tests_have():
 def test_grades_are_earned(entry: Entry):
     """What is not run, or refused for its code, is facts only; the rest goes by architecture and outputs."""
     tested = all(entry.architecture in TESTED.get(output, ()) for output in entry.outputs)
-    refused = entry.remote_code and not is_known({"model_type": entry.architecture})
+    refused = entry.remote_code and entry.architecture not in WITHOUT_CODE
     earned = "architecture verified" if tested and entry.runs and not refused else "facts only"
     assert entry.grade == ("verified" if entry.name.lower() in VERIFIED else earned)
+
+
+@pytest.mark.parametrize(
+    ("name", "grade"),
+    [
+        ("Alibaba-NLP/gte-base-en-v1.5", "architecture verified"),
+        ("nomic-ai/nomic-embed-text-v1.5", "architecture verified"),
+        ("jinaai/jina-embeddings-v3", "architecture verified"),
+        ("Alibaba-NLP/gte-multilingual-reranker-base", "architecture verified"),
+        ("Alibaba-NLP/gte-multilingual-base", "facts only"),  # its sparse weights are not computed
+        ("nomic-ai/nomic-embed-text-v2-moe", "facts only"),
+        ("jinaai/jina-reranker-v2-base-multilingual", "facts only"),
+    ],
+)
+def test_code_that_is_not_needed_costs_no_grade(name: str, grade: str):
+    """Models that are read without the code that they name are graded as others are; those that need it are facts only."""
+    assert PACKAGED[name.lower()].grade == grade
 
 
 # -- a user's own file
@@ -432,3 +450,71 @@ def test_origins_name_every_field_of_the_recipe(tmp_path: Path):
         "2_Dense/config.json",
     )
     assert {origins[name] for name in ("precision", "long_text", "chunk_tokens")} == {"asked for"}
+
+
+LATE = {"architecture": "config.json", "outputs": "modules.json", "token_modules": "modules.json"}
+LATE |= {
+    "token_dims": "1_Dense/config.json",
+    "token_normalize": "modules.json",
+    "prompt": "config_sentence_transformers.json",
+}
+OTHER_ORIGINS: dict[str, tuple[Callable[[Path], Path], dict[str, Any], dict[str, str]]] = {
+    "SPLADE": (
+        lambda path: models_outputs.splade(path, max_active_dims=5),
+        {},
+        {
+            "outputs": "modules.json",
+            "sparse": "1_SpladePooling/config.json",
+            "top_k": "config_sentence_transformers.json",
+        },
+    ),
+    "SPLADE, asked": (
+        models_outputs.splade,
+        {"top_k": 3, "max_tokens": 9},
+        {"top_k": "asked for", "max_tokens": "asked for"},
+    ),
+    "a plain *ForMaskedLM": (
+        models_outputs.masked_lm,
+        {"outputs": ("sparse",)},
+        {"outputs": "asked for", "sparse": "config.json"},
+    ),
+    "a Router's table": (
+        models_outputs.inference_free,
+        {"prompt": "query"},
+        {"sparse": "modules.json", "part": "modules.json"},
+    ),
+    "BGE-M3": (
+        models_outputs.bge_m3,
+        {"outputs": ("sparse", "multi_vector")},
+        {"sparse": "sparse_linear.safetensors", "token_dims": "colbert_linear.safetensors"},
+    ),
+    "MultiVectorEncoder": (
+        lambda path: models_outputs.late_interaction(path, document_length=99),
+        {},
+        LATE | {"max_tokens": "sentence_bert_config.json", "skip_tokens": "2_MultiVectorMask/config.json"},
+    ),
+    "PyLate": (
+        models_outputs.pylate,
+        {},
+        LATE | dict.fromkeys(("max_tokens", "markers", "skip_tokens"), "config_sentence_transformers.json"),
+    ),
+    "ColBERT": (
+        models_outputs.stanford_colbert,
+        {"prompt": "query"},
+        dict.fromkeys(("max_tokens", "markers", "prompt", "expand_to", "expand_with"), "artifact.metadata"),
+    ),
+    "a table": (
+        models_outputs.static,
+        {},
+        {"dims": "model.safetensors", "pooling": "modules.json", "max_tokens": "default"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("build", "wishes", "said"), OTHER_ORIGINS.values(), ids=OTHER_ORIGINS)
+def test_values_of_other_outputs_have_their_files(
+    tmp_path: Path, build: Callable[[Path], Path], wishes: dict[str, Any], said: dict[str, str]
+):
+    """Of sparse, late-interaction and static models too, each value is said to be from the file that has it."""
+    _, origins = resolve_with_origins(locate(str(build(tmp_path / "m"))), task="encode", **wishes)
+    assert origins | said == origins

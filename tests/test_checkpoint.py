@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from lading.config.checkpoint import Checkpoint, locate, resolve
-from lading.config.content import content_hash
+from lading.config.content import content_hash, read_json_value
 from lading.config.errors import ModelError
 from lading.config.recipe import Recipe
 
@@ -458,6 +460,42 @@ def test_models_for_another_verb_are_refused(tmp_path: Path):
 
 
 # -- content
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(found=st.dictionaries(st.text(max_size=3), JSON_VALUES, max_size=4), indent=st.none() | st.integers(0, 3))
+def test_one_value_of_a_file_is_what_the_whole_has(tmp_path: Path, found: dict[str, Any], indent: int | None):
+    """Read alone or with all the rest, a key has the same value; one that is not there has none."""
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps(found, indent=indent, ensure_ascii=False), encoding="utf-8")
+    for key in (*found, "none of them"):
+        assert read_json_value(path, key) == found.get(key)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "line 1"),
+        ("[1]", "line 1: not valid JSON: Expecting a JSON object"),
+        ('{"a": 1,\n"b" 2}', "line 2: not valid JSON: Expecting ':'"),
+        ('{"a": 1\n', "line 1"),
+        ('{"a":\n\n', "line 3"),
+        ("\udcff", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_object_is_said_with_its_line(tmp_path: Path, text: str, said: str):
+    """Also where only one of its values is read."""
+    path = tmp_path / "some.json"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ModelError, match=rf"some\.json.*{said}"):
+        read_json_value(path, "z")
 
 
 def test_content_counts_and_the_place_does_not(tmp_path: Path):

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import lancedb
@@ -23,7 +24,7 @@ from lading.config.checkpoint import locate, resolve
 from lading.pipelines.provenance import RECIPES
 from lading.workers.query import query_recipe
 from lading.workers.verify import LENGTHS, texts, verify
-from tests import models
+from tests import families, models, models_outputs, models_rerank
 
 NAME = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -144,9 +145,11 @@ def test_the_real_model_verifies(
 ):
     """all-MiniLM-L6-v2 on its own weights: far within the bound in float32, within it in bfloat16."""
     done = json.loads(printed(capsys, "verify", str(minilm), "--as", NAME, "--precision", precision, "--json"))
+    (dense,) = done["outputs"]
     assert done["passed"]
-    assert done["worst_error"] <= error
-    assert done["lowest_cosine"] >= cosine
+    assert dense["output"] == "dense"
+    assert dense["worst_error"] <= error
+    assert dense["lowest_cosine"] >= cosine
     assert done["compared"] == len(LENGTHS)
     assert done["reference"].startswith("sentence-transformers ")
 
@@ -187,8 +190,9 @@ def test_a_reranker_verifies_and_a_wrong_rule_does_not(
     """Scores are CrossEncoder's; an entry that says another activation than the library applies is found out, with code 3."""
     folder = models.tiny_cross_encoder(tmp_path / "m")
     done = json.loads(printed(capsys, "verify", str(folder), "--json"))
-    assert (done["passed"], done["lowest_cosine"]) == (True, None)
-    assert done["worst_error"] <= 1e-5
+    (score,) = done["outputs"]
+    assert (done["passed"], score["output"], score["lowest_cosine"]) == (True, "score", None)
+    assert score["worst_error"] <= 1e-5
     config = json.loads((folder / "config.json").read_text())
     del config["sentence_transformers"]
     (folder / "config.json").write_text(json.dumps(config))
@@ -207,18 +211,157 @@ def test_a_wrong_vector_fails(tiny_encoder: Path, wrong: dict[str, object], by: 
     checkpoint = locate(str(tiny_encoder))
     recipe = resolve(checkpoint, task="encode")
     assert verify(checkpoint, recipe, device="cpu").passed
-    found = verify(checkpoint, dataclasses.replace(recipe, **wrong), device="cpu")
-    assert not found.passed
+    verified = verify(checkpoint, dataclasses.replace(recipe, **wrong), device="cpu")
+    (found,) = verified.outputs
+    assert not verified.passed
     assert found.worst_error > found.error_bound
     assert found.lowest_cosine is not None
     assert found.cosine_bound is not None
     assert (found.lowest_cosine < found.cosine_bound) == (by == "cosine")
 
 
-def test_what_has_no_counterpart_is_refused(capsys: pytest.CaptureFixture[str], tiny_token_classifier: Path):
-    """sentence-transformers has no token classifiers to compare with."""
-    said = printed(capsys, "verify", str(tiny_token_classifier), code=2)
-    assert "verify compares encode and score: for `extract` sentence-transformers has no counterpart" in said
+def expanding(path: Path) -> Path:
+    expansion = {"strategy": "min", "attend": False, "length": 16}
+    return models_outputs.late_interaction(path, "modernbert", expansion=expansion, document_length=300)
+
+
+# What it is -> how it is made, the output that is compared, and what is asked for besides.
+OTHERS: dict[str, tuple[Callable[[Path], Path], str, tuple[str, ...]]] = {
+    "SPLADE": (models_outputs.splade, "sparse", ()),
+    "SPLADE, few weights": (lambda path: models_outputs.splade(path, pooling="sum", max_active_dims=9), "sparse", ()),
+    "SPLADE, a plain folder": (models_outputs.masked_lm, "sparse", ("--outputs", "sparse")),
+    "a Router": (models_outputs.inference_free, "sparse", ()),
+    "MultiVectorEncoder": (expanding, "multi_vector", ()),
+    "PyLate": (models_outputs.pylate, "multi_vector", ()),
+    "Stanford's ColBERT": (models_outputs.stanford_colbert, "multi_vector", ()),
+    "BGE-M3, its dense vector": (models_outputs.bge_m3, "dense", ()),
+    "a table": (lambda path: models_outputs.static(path, normalize=True), "dense", ()),
+    "model2vec": (models_outputs.model2vec, "dense", ()),
+}
+
+
+@pytest.mark.parametrize("side", ["document", "query"])
+@pytest.mark.parametrize(("build", "output", "options"), OTHERS.values(), ids=OTHERS)
+def test_sparse_late_and_static_models_verify(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    build: Callable[[Path], Path],
+    output: str,
+    options: tuple[str, ...],
+    side: str,
+):
+    """Documents and queries of each kind are those of SparseEncoder, MultiVectorEncoder and StaticEmbedding, far within the bound."""
+    folder = build(tmp_path / "m")
+    done = json.loads(printed(capsys, "verify", str(folder), "--prompt", side, *options, "--device", "cpu", "--json"))
+    assert done["passed"]
+    (found,) = done["outputs"]
+    assert (found["output"], found["problem"]) == (output, "")
+    assert found["worst_error"] <= 1e-4
+    assert found["lowest_cosine"] >= 0.999999
+    text = printed(capsys, "verify", str(folder), "--prompt", side, *options, "--device", "cpu")
+    assert re.search(rf"^{output} +error .* at worst \(bound 0\.005\), cosine 1\.0000000 at worst", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["SPLADE", "MultiVectorEncoder"])
+def test_other_outputs_verify_in_half_precision(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, kind: str, precision: str
+):
+    """Within the wider bounds of half precision, and not within those of float32."""
+    folder = OTHERS[kind][0](tmp_path / "m")
+    done = json.loads(printed(capsys, "verify", str(folder), "--precision", precision, "--device", "cpu", "--json"))
+    assert done["passed"]
+    assert 0.0001 < done["outputs"][0]["worst_error"] <= done["outputs"][0]["error_bound"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "side", "wrong", "why"),
+    [
+        ("SPLADE", "document", {"log1p": 2}, ""),
+        ("SPLADE", "document", {"sparse": "splade-sum"}, ""),
+        ("SPLADE", "document", {"top_k": 20}, ""),
+        ("MultiVectorEncoder", "document", {"token_normalize": False}, ""),
+        ("MultiVectorEncoder", "document", {"prompt": "[Q] "}, ""),
+        ("MultiVectorEncoder", "query", {"expand_attended": True}, ""),
+        (
+            "MultiVectorEncoder",
+            "document",
+            {"skip_tokens": ()},
+            r"the vectors of text \d+ are \(\d+, 16\), the reference's",
+        ),
+        ("MultiVectorEncoder", "document", {"token_dims": 8}, r"the vectors of text 0 are \(\d+, 8\), .* 16\)"),
+    ],
+)
+def test_a_wrong_reading_of_other_outputs_fails(
+    tmp_path: Path, kind: str, side: str, wrong: dict[str, object], why: str
+):
+    """Negative control: what a recipe may get wrong shows in the error, or in how many vectors there are, and is said."""
+    checkpoint = locate(str(OTHERS[kind][0](tmp_path / "m")))
+    recipe = dataclasses.replace(resolve(checkpoint, task="encode", prompt=side), **wrong)
+    verified = verify(checkpoint, recipe, side=side, device="cpu")
+    (found,) = verified.outputs
+    assert not verified.passed
+    assert (found.worst_error is None) == bool(why)
+    assert found.worst_error is None or found.worst_error > found.error_bound
+    assert re.search(why, "\n".join(verified.lines()))
+
+
+def published(path: Path) -> Path:
+    return families.publish(models.tiny_encoder(path, "nomic_bert"))
+
+
+REFUSED: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], str]] = {
+    "a token classifier": (
+        models.tiny_token_classifier,
+        (),
+        "verify compares encode and score: sentence-transformers has no counterpart of `extract`",
+    ),
+    "BGE-M3's heads": (
+        models_outputs.bge_m3,
+        ("--outputs", "dense,sparse,multi_vector"),
+        "sparse and multi_vector of BGE-M3 are FlagEmbedding's, .* --outputs dense compares the rest",
+    ),
+    "code of its own": (published, (), r"config\.json: names code of its own \(auto_map\), .* nothing to compare with"),
+    "a template of the table": (
+        lambda path: models_rerank.tiny_reranker(path / "Qwen3-Reranker-0.6B", "qwen3"),
+        ("--task", "score"),
+        "this folder has no modules.json: the template is Lading's own",
+    ),
+    "outputs of a reranker": (models.tiny_cross_encoder, ("--outputs", "dense"), "--outputs is for encode"),
+    "the query's side of a reranker": (models.tiny_cross_encoder, ("--prompt", "query"), "--prompt is for encode"),
+}
+
+
+@pytest.mark.parametrize(("build", "options", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_compared_is_refused(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    build: Callable[[Path], Path],
+    options: tuple[str, ...],
+    message: str,
+):
+    """Where the library has no counterpart, or would run the checkpoint's own code, that is said, and nothing is compared."""
+    said = printed(capsys, "verify", str(build(tmp_path / "m")), *options, code=2)
+    assert re.search(message, said)
+
+
+def test_what_the_reference_cannot_run_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """A checkpoint that Lading reads and the library does not is told apart from one whose results differ."""
+    folder = models.tiny_encoder(tmp_path / "m")
+    path = folder / "modules.json"
+    path.write_text(path.read_text().replace("sentence_transformer.modules.pooling.Pooling", "gone.Pooling"))
+    said = printed(capsys, "verify", str(folder), code=2)
+    assert re.search(r"sentence-transformers \d.* cannot run it, so there is nothing to compare with: .*gone", said)
+
+
+def test_a_saved_language_model_verifies(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """A language model as sentence-transformers saves its CrossEncoder is asked as that library asks it."""
+    model = models_rerank.tiny_reranker(tmp_path / "lm", "qwen3", template=models_rerank.CHAT_TEMPLATE)
+    folder = models_rerank.as_cross_encoder(tmp_path / "ce", model, (40, 41))
+    done = json.loads(printed(capsys, "verify", str(folder), "--json"))
+    assert done["passed"]
+    assert 10 < done["compared"] < len(LENGTHS)  # of the longest queries, none leaves its document room
+    assert done["outputs"][0]["worst_error"] <= 1e-4
 
 
 def test_without_the_reference_verify_says_what_to_install(tiny_encoder: Path):

@@ -20,6 +20,7 @@ from lading.cli import main
 from lading.cli.app import cli
 from lading.cli.streams import READER_LEFT
 from lading.config.catalogue import load
+from lading.pipelines.records import REJECT_CODES
 from lading.pipelines.spec import from_dict
 from lading.schedulers.connection import Broker
 from lading.workers.summary import EXIT_CODES
@@ -152,6 +153,12 @@ def test_the_manual_knows_every_exit_code() -> None:
     assert {int(row) for row in rows} == {*EXIT_CODES.values(), 1, 2, READER_LEFT}
 
 
+def test_the_manual_knows_every_reject_code() -> None:
+    """docs/cli.md explains each code that a row may be rejected with, in the order in which they are met."""
+    (codes,) = re.findall(r"^The codes: (.+?)\.\n", (ROOT / "docs/cli.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert re.findall(r"`([a-z0-9-]+)`", codes) == list(REJECT_CODES)
+
+
 def documented_fields() -> dict[str, list[str]]:
     """Heading under "JSON" in the manual -> the names in the first column of its table."""
     found: dict[str, list[str]] = {}
@@ -210,6 +217,8 @@ def test_the_manual_knows_every_json_field(
             job = fields["job"]
         if heading == "status without argument":
             fields = {*fields, *fields["jobs"][0], *fields["pools"][0]}
+        if heading == "models verify":
+            fields = {*fields, *fields["outputs"][0]}
         assert sorted(documented[heading]) == sorted(fields), heading
 
 

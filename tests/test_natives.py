@@ -11,6 +11,7 @@ import torch
 from lading.adapters.packed import load_model
 from lading.config.checkpoint import locate, resolve
 from lading.config.errors import ModelError
+from lading.config.natives import WITHOUT_CODE
 from tests import families, models
 
 NTK = {"rope_type": "linear", "factor": 2.0 ** (2 / 16), "rope_theta": 40000.0}
@@ -41,6 +42,7 @@ def test_the_recipe_names_the_class_that_runs(gte: Path):
     """Such a checkpoint settles into a recipe of transformers' type, with the limit that its own files say."""
     recipe = resolve(locate(str(gte)), task="encode")
     assert (recipe.architecture, recipe.dims, recipe.max_tokens) == ("gte", 32, 64)
+    assert {"new", "gte"} <= WITHOUT_CODE
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,9 @@ def test_what_only_the_authors_code_can_do_is_refused(gte: Path, field: str, val
 def test_a_mixture_of_experts_is_refused(tmp_path: Path):
     """nomic_bert of transformers has no experts: the published model that has is refused, and told why."""
     folder = families.publish(models.tiny_encoder(tmp_path / "nomic", "nomic_bert"))
-    assert resolve(locate(str(folder)), task="encode").architecture == "nomic_bert"
+    recipe = resolve(locate(str(folder)), task="encode")
+    assert recipe.architecture == "nomic_bert"
+    assert recipe.architecture in WITHOUT_CODE
     change(folder, num_experts=8)
     with pytest.raises(ModelError, match="a mixture of 8 experts; transformers' nomic_bert has none"):
         resolve(locate(str(folder)), task="encode")
@@ -100,6 +104,7 @@ def test_the_prompt_chooses_the_adapter(jina: Path, prompt: str, adapter: str, t
     recipe = resolve(locate(str(jina)), task="encode", prompt=prompt)
     assert (recipe.architecture, recipe.task_adapter, recipe.prompt) == ("jina_embeddings_v3", adapter, text)
     assert ("task_adapter" in recipe.to_dict()) == bool(adapter)
+    assert recipe.architecture in WITHOUT_CODE
 
 
 def test_adapters_differ_and_equal_the_merged_weights(jina: Path):
@@ -156,7 +161,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path):
     folder = models.tiny_encoder(tmp_path / "model", "bert")
     other = models.tiny_encoder(tmp_path / "other", "roberta")
     tokenizer = json.loads((other / "tokenizer.json").read_text())
-    tokenizer["added_tokens"].append(tokenizer["added_tokens"][0] | {"id": 5000, "content": "<more>"})
+    tokenizer["model"]["vocab"]["more"] = 5000
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ModelError, match=r"tokenizer\.json has tokens up to number .*, and the model \d+ of them"):
         load(resolve(locate(str(folder)), task="encode"), folder, device="cpu")

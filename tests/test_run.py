@@ -423,6 +423,32 @@ def test_plain_readers_read_the_output(corpus, tiny_encoder, tmp_path):
     assert pl.read_parquet(f"{tmp_path}/files").height == 100
 
 
+def test_a_text_with_a_token_that_the_model_lacks_is_a_reject(tiny_encoder, tmp_path, to):
+    """Its neighbours in the batch are in the output, and the reject names the token."""
+    model = shutil.copytree(tiny_encoder, tmp_path / "model")
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save(str(model / "tokenizer.json"))
+    pq.write_table(
+        pa.table({"key": ["a", "b", "c"], "body": ["a cat", "a <new> cat", "a dog"]}), tmp_path / "in.parquet"
+    )
+    spec = job_spec(tmp_path / "in.parquet", model, to)
+    summary = done(spec)
+    assert (summary.state, summary.rejects) == ("finished", {"unknown-token": 1})
+    assert table_of(spec)["id"].to_pylist() == ["a", "c"]
+
+
+@pytest.mark.parametrize("activation", ["identity", "sigmoid"])
+def test_a_column_of_scores_says_what_was_done_with_the_logit(corpus, tiny_cross_encoder, to, activation):
+    """The field's metadata has it, beside the rows, in both sinks."""
+    spec = job_spec(
+        corpus, tiny_cross_encoder, to, verb="score", text=("body", "body"), activation=activation, column="fit"
+    )
+    done(spec)
+    field = open_reading(to).schema.field("fit")
+    assert field.metadata[b"lading.activation"] == activation.encode()
+
+
 def test_a_query_finds_the_text_it_repeats(corpus, tiny_encoder, to):
     """`query` embeds by the stored recipe and finds the nearest row."""
     done(job_spec(corpus, tiny_encoder, to, prompt="none"))

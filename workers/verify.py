@@ -1,31 +1,36 @@
-"""A model's results beside those of sentence-transformers on the same weights, for `lading models verify`.
+"""A model's results beside those of sentence-transformers on the same weights, for `lading models verify`: how far apart they are.
 
-The reference reads the checkpoint's files by itself, so that the reading is compared too; only what a folder without
-modules.json leaves open, and the recipe settles, is built for it. It always computes in float32 on the CPU.
+What the library gives is reference.py's business.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from .. import adapters
-from ..config.checkpoint import Checkpoint
-from ..config.errors import ModelError, UsageError
+from ..config.columns import output_columns
+from ..config.errors import ModelError
+from ..config.hub import Checkpoint
 from ..config.recipe import Recipe
+from . import reference
 
 FAILED = 3  # exit code
-# Of vectors the cosine with the reference's, at least, and the length of the difference in lengths of the reference's vector, at
-# most: the latter sees what a cosine does not, such as a missing normalisation. docs/models.md promises the former.
-COSINE = {"float32": 0.99999, "bfloat16": 0.9995, "float16": 0.9995}
-VECTOR_ERROR = {"float32": 0.005, "bfloat16": 0.04, "float16": 0.04}
-# Of scores the difference, at most, in units of the reference's score or of 1, whichever is larger.
-SCORE_ERROR = {"float32": 1e-4, "bfloat16": 0.03, "float16": 0.03}
+# Output -> precision -> two bounds. At most: of vectors the length of the difference, in lengths of the reference's vector, which
+# sees what a cosine does not, such as a missing normalisation; of scores the difference, in units of the reference's score or of 1,
+# whichever is larger. At least: the cosine with the reference's vector; None for scores. A dense or sparse vector is a text's, of
+# multi_vector it is a token's, and no mean over a text evens out what half precision does to one. docs/models.md promises dense cosines.
+_HALF_DENSE, _HALF_SPARSE, _HALF_TOKEN, _HALF_SCORE = (0.04, 0.9995), (0.05, 0.999), (0.15, 0.99), (0.03, None)
+BOUNDS: dict[str, dict[str, tuple[float, float | None]]] = {
+    "dense": {"float32": (0.005, 0.99999), "bfloat16": _HALF_DENSE, "float16": _HALF_DENSE},
+    "sparse": {"float32": (0.005, 0.99999), "bfloat16": _HALF_SPARSE, "float16": _HALF_SPARSE},
+    "multi_vector": {"float32": (0.005, 0.99999), "bfloat16": _HALF_TOKEN, "float16": _HALF_TOKEN},
+    "score": {"float32": (1e-4, None), "bfloat16": _HALF_SCORE, "float16": _HALF_SCORE},
+}
 # Words of a text, from one to more than most models take.
 LENGTHS = (1, 2, 3, 4, 6, 9, 13, 17, 24, 31, 45, 60, 90, 128, 200, 310, 610)
 _SENTENCES = (
@@ -34,6 +39,33 @@ _SENTENCES = (
     "http://example.org/a?b=c included. Who, if anybody, reads all of it before the harbour disappears behind the horizon?"
 )
 _WORDS = _SENTENCES.split()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """What was found of one output."""
+
+    output: str  # dense, sparse, multi_vector, score
+    worst_error: float | None  # see BOUNDS; None where `problem` says why there is none
+    error_bound: float
+    lowest_cosine: float | None  # None for scores too
+    cosine_bound: float | None
+    problem: str  # results that are of another number or length than the reference's; "" if they are not
+
+    @property
+    def passed(self) -> bool:
+        if self.worst_error is None or not self.worst_error <= self.error_bound:
+            return False
+        return self.cosine_bound is None or self.lowest_cosine is None or self.lowest_cosine >= self.cosine_bound
+
+    def line(self) -> str:
+        """For people."""
+        if self.worst_error is None:
+            return self.problem
+        said = f"error {self.worst_error:.2e} at worst (bound {self.error_bound:g})"
+        if self.lowest_cosine is None:
+            return said
+        return f"{said}, cosine {self.lowest_cosine:.7f} at worst (bound {self.cosine_bound:g})"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,35 +78,28 @@ class Verified:
     kernel: str
     reference: str  # library and version
     compared: int  # texts, or pairs
-    worst_error: float  # see VECTOR_ERROR, SCORE_ERROR
-    error_bound: float
-    lowest_cosine: float | None  # None for scores
-    cosine_bound: float | None
-    passed: bool
+    outputs: tuple[Compared, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(one.passed for one in self.outputs)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        outputs = [dataclasses.asdict(one) | {"passed": one.passed} for one in self.outputs]
+        return dataclasses.asdict(self) | {"outputs": outputs, "passed": self.passed}
 
     def lines(self) -> list[str]:
         """The comparison for people."""
-        what = "pairs" if self.lowest_cosine is None else "texts"
-        lines = [
-            f"model   {self.model}",
-            f"recipe  {self.recipe}, {self.kernel}",
-            f"beside  {self.reference} in float32, {self.compared} {what} of 1 to {LENGTHS[-1]} words",
-            f"error   {self.worst_error:.2e} at worst (bound {self.error_bound:g})",
-        ]
-        if self.lowest_cosine is not None:
-            lines.append(f"cosine  {self.lowest_cosine:.7f} at worst (bound {self.cosine_bound:g})")
+        what = "pairs" if self.outputs[0].output == "score" else "texts"
+        width = max(7, *(len(one.output) for one in self.outputs))
+        told = {
+            "model": self.model,
+            "recipe": f"{self.recipe}, {self.kernel}",
+            "beside": f"{self.reference} in float32, {self.compared} {what} of 1 to {LENGTHS[-1]} words",
+            **{one.output: one.line() for one in self.outputs},
+        }
+        lines = [f"{name:<{width}} {said}" for name, said in told.items()]
         return [*lines, "pass" if self.passed else "fail: the results are not those of the reference library"]
-
-
-def check_installed() -> None:
-    """Raises UsageError where there is no reference library."""
-    if importlib.util.find_spec("sentence_transformers") is None:
-        raise UsageError(
-            "verify compares with sentence-transformers, which is not installed: pip install 'lading[verify]'"
-        )
 
 
 def texts() -> list[str]:
@@ -85,78 +110,115 @@ def texts() -> list[str]:
     ]
 
 
-def verify(checkpoint: Checkpoint, recipe: Recipe, *, device: str = "auto") -> Verified:
+def verify(checkpoint: Checkpoint, recipe: Recipe, *, side: str = "document", device: str = "auto") -> Verified:
     """Run the fixed texts through the adapter, as one batch, and through the reference library.
 
-    Raises ModelError where the recipe's task has no counterpart in that library, or it cannot load the checkpoint.
+    Left out are pairs whose query leaves no room for the document, which a job would reject.
+    `side`: the prompt's name that the recipe was resolved with; query is the other side of models that have two.
+    Raises ModelError where the library has no counterpart of the model, or it cannot run the checkpoint.
     """
-    if recipe.task not in _REFERENCES:
-        raise ModelError(
-            f"verify compares {' and '.join(_REFERENCES)}: for `{recipe.task}` sentence-transformers has no counterpart"
-        )
+    reference.check_comparable(checkpoint, recipe)
     adapter = adapters.load(recipe, checkpoint.folder, device=device)
     given = texts()
     columns = [given, given[::-1]][: adapter.inputs]
     prepared = adapter.prepare([pa.array(column, pa.string()) for column in columns])
+    _check_none(
+        checkpoint, [why for code, why in prepared.bad.values() if code != "too-long" or not len(prepared.rows)]
+    )
     outputs = adapter.run([(prepared, np.arange(len(prepared.rows), dtype=np.int64))])
-    if prepared.bad or outputs.bad:
-        reasons = [*(detail for _, detail in prepared.bad.values()), *outputs.bad.values()]
-        raise ModelError(f"{checkpoint.name}: the model failed on {len(reasons)} of {len(given)} texts: {reasons[0]}")
-    column = outputs.batch.column(0)
-    found = np.stack(column.to_numpy(zero_copy_only=False)).astype(np.float64)
-    expected = np.asarray(_REFERENCES[recipe.task](checkpoint, recipe, columns), np.float64)
-    if expected.shape != found.shape:
-        raise ModelError(f"{checkpoint.name}: results are {found.shape}, the reference's {expected.shape}")
-    cosine = error_bound = cosine_bound = None
-    if recipe.task == "score":
-        error = float((np.abs(found - expected) / np.maximum(np.abs(expected), 1)).max())
-        error_bound = SCORE_ERROR[recipe.precision]
-    else:
-        lengths = np.linalg.norm(expected, axis=1)
-        error = float((np.linalg.norm(found - expected, axis=1) / lengths).max())
-        cosine = float(((found * expected).sum(axis=1) / lengths / np.linalg.norm(found, axis=1)).min())
-        error_bound, cosine_bound = VECTOR_ERROR[recipe.precision], COSINE[recipe.precision]
+    _check_none(checkpoint, list(outputs.bad.values()))
+    columns = [[column[row] for row in prepared.rows] for column in columns]
+    compared = [
+        _compare(
+            output,
+            recipe.precision,
+            outputs.batch.column(column),
+            reference.results(output, checkpoint, recipe, columns, side),
+        )
+        for output, column in output_columns(recipe).items()
+    ]
     return Verified(
         model=checkpoint.describe(),
         recipe=recipe.hash,
         precision=recipe.precision,
         kernel=adapter.kernel,
-        reference=f"sentence-transformers {importlib.metadata.version('sentence-transformers')}",
-        compared=len(given),
+        reference=reference.name(),
+        compared=len(prepared.rows),
+        outputs=tuple(compared),
+    )
+
+
+def _check_none(checkpoint: Checkpoint, failed: list[str]) -> None:
+    if failed:
+        raise ModelError(f"{checkpoint.name}: the model failed on {len(failed)} of {len(LENGTHS)} texts: {failed[0]}")
+
+
+def _compare(output: str, precision: str, column: pa.Array, expected: Any) -> Compared:
+    """`expected`: of multi_vector a list of (vectors, dims), of the others (texts, numbers)."""
+    error_bound, cosine_bound = BOUNDS[output][precision]
+    found, wanted, problem = _READERS[output](column, expected)
+    error = cosine = None
+    if not problem:
+        error, cosine = _distances(found, wanted)
+        if cosine_bound is None:
+            error, cosine = float((np.abs(found - wanted) / np.maximum(np.abs(wanted), 1)).max()), None
+    return Compared(
+        output=output,
         worst_error=error,
         error_bound=error_bound,
         lowest_cosine=cosine,
         cosine_bound=cosine_bound,
-        passed=error <= error_bound and (cosine is None or cosine_bound is None or cosine >= cosine_bound),
+        problem=problem,
     )
 
 
-def _vectors(checkpoint: Checkpoint, recipe: Recipe, columns: list[list[str]]) -> Any:
-    from sentence_transformers import SentenceTransformer
-
-    folder = str(checkpoint.folder)
-    if (checkpoint.folder / "modules.json").exists():
-        model = SentenceTransformer(folder, device="cpu", local_files_only=True)
-    else:
-        model = SentenceTransformer(modules=_modules(folder, recipe), device="cpu")
-    model.max_seq_length = recipe.max_tokens
-    return model.encode(columns[0], prompt=recipe.prompt, batch_size=1, show_progress_bar=False)
+def _distances(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
+    """Of vectors (rows, numbers): the largest difference, in lengths of the wanted one, and the lowest cosine. Two zeros are equal."""
+    apart, lengths = np.linalg.norm(found - wanted, axis=1), np.linalg.norm(wanted, axis=1)
+    products = lengths * np.linalg.norm(found, axis=1)
+    error = np.divide(apart, lengths, out=apart.copy(), where=lengths > 0)
+    cosine = np.divide((found * wanted).sum(1), products, out=(apart == 0).astype(float), where=products > 0)
+    return float(error.max()), float(cosine.min())
 
 
-def _modules(folder: str, recipe: Recipe) -> list[Any]:
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-
-    modes = {"last": "lasttoken", "weighted_mean": "weightedmean", "mean_sqrt_len": "mean_sqrt_len_tokens"}
-    mode: Any = modes.get(recipe.pooling, recipe.pooling)  # it wants a Literal
-    pooling = Pooling(recipe.dims, pooling_mode=mode)
-    return [Transformer(folder), pooling, *[Normalize()] * recipe.normalize]
+_Read = tuple[np.ndarray, np.ndarray, str]  # found and wanted, float64 (rows, numbers); or why they cannot be compared
 
 
-def _scores(checkpoint: Checkpoint, recipe: Recipe, columns: list[list[str]]) -> Any:
-    from sentence_transformers import CrossEncoder
+def _rows(column: pa.Array, expected: Any) -> _Read:
+    found, wanted = np.array(column.to_pylist(), np.float64), np.asarray(expected, np.float64)
+    if found.shape != wanted.shape:
+        return found, wanted, f"results are {found.shape}, the reference's {wanted.shape}"
+    return found.reshape(len(found), -1), wanted.reshape(len(found), -1), ""
 
-    model = CrossEncoder(str(checkpoint.folder), device="cpu", max_length=recipe.max_tokens, local_files_only=True)
-    return model.predict(list(zip(*columns, strict=True)), batch_size=1, show_progress_bar=False)
+
+def _weights(column: pa.Array, expected: Any) -> _Read:
+    wanted = np.asarray(expected, np.float64)
+    found = np.zeros_like(wanted)
+    for row, one in enumerate(column.to_pylist()):
+        beyond = [id for id in one["indices"] if id >= wanted.shape[1]]
+        if beyond:
+            return (
+                found,
+                wanted,
+                f"text {row} has a weight for token {beyond[0]}, the reference {wanted.shape[1]} tokens",
+            )
+        found[row, one["indices"]] = one["values"]
+    return found, wanted, ""
 
 
-_REFERENCES = {"encode": _vectors, "score": _scores}
+def _tokens(column: pa.Array, expected: Any) -> _Read:
+    pairs = [
+        (np.array(one, np.float64), np.asarray(two)) for one, two in zip(column.to_pylist(), expected, strict=True)
+    ]
+    for row, (one, two) in enumerate(pairs):
+        if one.shape != two.shape:
+            return one, two, f"the vectors of text {row} are {one.shape}, the reference's {two.shape}"
+    return np.concatenate([one for one, _ in pairs]), np.concatenate([two for _, two in pairs]).astype(np.float64), ""
+
+
+_READERS: dict[str, Callable[[pa.Array, Any], _Read]] = {
+    "dense": _rows,
+    "sparse": _weights,
+    "multi_vector": _tokens,
+    "score": _rows,
+}

@@ -15,7 +15,8 @@ from lading.adapters import load
 from lading.adapters.tokens import TextTokenizer, encode_chunks, encode_rows
 from lading.config.checkpoint import locate, resolve
 from lading.config.errors import ModelError
-from tests import models
+from lading.config.weights import token_rows
+from tests import models, models_outputs, models_rerank
 
 
 @pytest.fixture
@@ -254,3 +255,173 @@ def test_a_model_whose_positions_begin_after_an_unknown_pad_token_is_refused(tmp
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token_id": None}))
     with pytest.raises(ModelError, match=r"config.json: pad_token_id is null"):
         resolve(locate(str(folder)), task="encode")
+
+
+# -- tokens for which the model has no row
+
+
+def with_tokens(folder, to, *tokens, **keys):
+    """The checkpoint with added tokens, numbered from where its vocabulary and the model's rows end."""
+    changed(folder, to, **keys)
+    tokenizer = Tokenizer.from_file(str(to / "tokenizer.json"))
+    assert tokenizer.get_vocab_size() == models.VOCABULARY == token_rows(to)
+    assert tokenizer.add_tokens(list(tokens)) == len(tokens)
+    tokenizer.save(str(to / "tokenizer.json"))
+    return to
+
+
+def results(folder, columns, **wishes):
+    """Rows that are kept, their results, and why the others are not."""
+    task = wishes.pop("task", "encode")
+    adapter = load(resolve(locate(str(folder)), task=task, **wishes), folder, device="cpu", threads=1)
+    prepared = adapter.prepare([pa.array(column) for column in columns])
+    outputs = adapter.run([(prepared, np.arange(len(prepared.rows)))])
+    assert not outputs.bad
+    return prepared.rows.tolist(), outputs.batch.column(0).to_pylist(), prepared.bad
+
+
+UNKNOWN = {1: ("unknown-token", "the model has no vector for '<new>', token 501 of its tokenizer")}
+WAYS = {
+    "a vector": (lambda path: models.tiny_encoder(path), {}),
+    "chunks": (lambda path: models.tiny_encoder(path), {"long_text": "chunk", "chunk_tokens": 12}),
+    "a BPE's": (lambda path: models.tiny_encoder(path, "roberta"), {}),
+    "entities": (models.tiny_token_classifier, {"task": "extract"}),
+    "a score": (models.tiny_cross_encoder, {"task": "score"}),
+}
+
+
+@pytest.mark.parametrize(("build", "wishes"), WAYS.values(), ids=WAYS)
+def test_an_added_token_without_a_row_stops_the_texts_that_have_it_alone(tmp_path, build, wishes):
+    """The model runs; a text with that token is a reject that says so, and the others get what they get without it."""
+    folder = build(tmp_path / "m")
+    more = with_tokens(folder, tmp_path / "more", "<other>", "<new>")
+    texts = ["a cat", "the dog on the mat and <new> on it, " * 4, "the cat looked at the dog"]
+    columns = [texts, texts[::-1]] if wishes.get("task") == "score" else [texts]
+    rows, found, bad = results(more, columns, **wishes)
+    assert bad == UNKNOWN
+    assert set(rows) == {0, 2}
+    kept = [column[:1] + column[2:] for column in columns]
+    _, expected, _ = results(folder, kept, **wishes)
+    assert numbers(expected)
+    np.testing.assert_allclose(numbers(found), numbers(expected), atol=1e-6)
+
+
+def numbers(found):
+    """All numbers of vectors, scores or entities, one after the other."""
+    if isinstance(found, float | int):
+        return [found]
+    inner = found.values() if isinstance(found, dict) else [] if isinstance(found, str) else found
+    return [one for part in inner for one in numbers(part)]
+
+
+def test_templates_meet_such_tokens_too(tmp_path):
+    """A language model's pair with one is a reject; a template that holds one itself refuses the model."""
+    folder = models_rerank.tiny_reranker(tmp_path / "m", "gemma")
+    wishes = {"task": "score", "template": "bge-gemma"}
+    for place, token in (("text", "<new>"), ("template", "A: ")):
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        assert tokenizer.add_tokens([token]) == 1
+        shutil.copytree(folder, tmp_path / place)
+        tokenizer.save(str(tmp_path / place / "tokenizer.json"))
+    rows, _, bad = results(tmp_path / "text", [["a cat", "a <new> cat", "a dog"], ["x", "y", "z"]], **wishes)
+    assert (rows, bad[1][0]) == ([0, 2], "unknown-token")
+    with pytest.raises(ModelError, match=r"puts 'A: ' .* into every text, a token for which the model has no vector"):
+        results(tmp_path / "template", [["a"], ["b"]], **wishes)
+
+
+def test_a_token_that_is_cut_off_does_no_harm(tmp_path):
+    """What the model does not see of a text need not have a row."""
+    folder = with_tokens(models.tiny_encoder(tmp_path / "m"), tmp_path / "more", "<new>")
+    long = "the dog on the mat " * 60
+    rows, _, bad = results(folder, [[long + "<new>", "<new> " + long]])
+    assert (rows, list(bad)) == ([0], [1])
+    rows, _, bad = results(folder, [[long + "<new>", "<new> " + long]], truncation_side="left")
+    assert (rows, list(bad)) == ([1], [0])
+
+
+def test_a_token_without_a_row_in_every_text_refuses_the_model(tmp_path):
+    """One of the vocabulary itself, of the template, of a prompt, or that queries are filled up with."""
+    folder = models.tiny_encoder(tmp_path / "m", prompts={"query": "<new> "})
+    more = with_tokens(folder, tmp_path / "more", "<new>")
+    assert results(more, [["a cat"]])[0] == [0]
+    every = "puts '<new>' .number 500. into every text, a token for which the model has no vector"
+    with pytest.raises(ModelError, match=every):
+        results(more, [["a cat"]], prompt="query")
+    saved = json.loads((more / "tokenizer.json").read_text())
+    template = json.loads(json.dumps(saved["post_processor"]).replace("[SEP]", "<new>"))
+    template["special_tokens"]["<new>"]["ids"] = [500]
+    with pytest.raises(ModelError, match=every):
+        results(changed(more, tmp_path / "template", post_processor=template), [["a cat"]])
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    model["vocab"]["extra"] = 500
+    with pytest.raises(ModelError, match="has tokens up to number 500, and the model 500 of them from 0"):
+        results(changed(folder, tmp_path / "own", model=model), [["a cat"]])
+    late = models_outputs.late_interaction(tmp_path / "late", expansion={"strategy": "fixed", "length": 16})
+    path = late / "sentence_bert_config.json"
+    path.write_text(path.read_text().replace('"token": null', '"token": "<new>"'))
+    late = with_tokens(late, tmp_path / "expanded", "<new>")
+    assert results(late, [["a cat"]])[0] == [0]
+    with pytest.raises(ModelError, match=every):
+        results(late, [["a cat"]], prompt="query")
+
+
+# -- which side the files ask for
+
+CAT = "the cat looked at the dog on the mat and went away " * 30 + "one two three"
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "xlm-roberta", "qwen2"])
+@pytest.mark.parametrize(
+    ("config", "direction", "side"),
+    [
+        (None, "Left", "left"),
+        (None, "Right", "right"),
+        (None, None, "right"),
+        ("right", "Left", "right"),
+        ("left", "Right", "left"),
+        ("left", None, "left"),
+    ],
+)
+def test_the_side_is_the_one_that_the_reference_takes(tmp_path, architecture, config, direction, side):
+    """tokenizer_config.json's truncation_side, else tokenizer.json's truncation.direction: vectors are sentence-transformers'."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder = models.tiny_encoder(tmp_path / "m", architecture)
+    truncation = {"direction": direction, "max_length": 64, "strategy": "LongestFirst", "stride": 0}
+    folder = changed(folder, tmp_path / "side", truncation=truncation if direction else None)
+    path = folder / "tokenizer_config.json"
+    saved = {key: value for key, value in json.loads(path.read_text()).items() if key != "truncation_side"}
+    path.write_text(json.dumps(saved | ({"truncation_side": config} if config else {})))
+    recipe = resolve(locate(str(folder)), task="encode")
+    assert recipe.truncation_side == side
+    expected = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode([CAT])
+    other = {"left": "right", "right": "left"}[side]
+    found, wrong = (np.array(results(folder, [[CAT]], truncation_side=one)[1]) for one in ("", other))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(wrong - expected).max() > 1e-2
+
+
+def test_a_table_is_cut_by_its_tokenizer_alone(tmp_path):
+    """StaticEmbedding reads length and side from tokenizer.json, whatever tokenizer_config.json says."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder = models_outputs.static(tmp_path / "m")
+    truncation = {"direction": "Left", "max_length": 20, "strategy": "LongestFirst", "stride": 0}
+    folder = changed(folder, tmp_path / "side", truncation=truncation)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"truncation_side": "right"}))
+    recipe = resolve(locate(str(folder)), task="encode")
+    assert (recipe.truncation_side, recipe.max_tokens) == ("left", 20)
+    expected = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode([CAT])
+    np.testing.assert_allclose(np.array(results(folder, [[CAT]])[1]), expected, atol=1e-5)
+    assert np.abs(np.array(results(folder, [[CAT]], truncation_side="right")[1]) - expected).max() > 1e-2
+
+
+def test_a_side_that_is_none_is_refused(tmp_path):
+    """A direction that nobody knows, and a truncation that is no object, are named with their file."""
+    folder = models.tiny_encoder(tmp_path / "m")
+    path = folder / "tokenizer_config.json"
+    path.write_text(
+        json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "truncation_side"})
+    )
+    with pytest.raises(ModelError, match=r"truncation_side 'middle' of .* is neither right nor left"):
+        resolve(locate(str(changed(folder, tmp_path / "a", truncation={"direction": "Middle"}))), task="encode")
+    with pytest.raises(ModelError, match=r"b/tokenizer.json: truncation: expected a JSON object, found 'Left'"):
+        resolve(locate(str(changed(folder, tmp_path / "b", truncation="Left"))), task="encode")

@@ -261,6 +261,8 @@ class Worker:
         try:
             shard = self._run_alone(one)
         except ShardError as error:
+            if self.stopping.is_set():  # maybe its model did not come for that reason alone; the lease is given back
+                return
             shard = _failed(one, str(error))
         except LadingError as error:
             self._leave(one, error)

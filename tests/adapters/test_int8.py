@@ -23,7 +23,8 @@ from tests.models_lora import tiny_adapter
 
 needs_vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this CPU has no AVX512_VNNI")
 needs_kernel = pytest.mark.skipif(
-    int8.native is None or not torch.cpu._is_avx512_supported(), reason="installed without a C compiler, or a CPU without AVX-512"
+    int8.native is None or not torch.cpu._is_avx512_supported(),
+    reason="installed without a C compiler, or a CPU without AVX-512",
 )
 DTYPES = [torch.float32, torch.bfloat16]
 

@@ -6,8 +6,10 @@ nothing: coming back is one copy of one block, pinned where the device is a GPU,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Generator, Iterable
 from typing import Any
 
 import torch
@@ -51,6 +53,10 @@ class Holdings:
         self._sizes = [one.tensor.numel() * one.tensor.element_size() for one in self._held]
         self.nbytes = sum(self._sizes)  # on the device while it is there, in host memory once it has left
         self._block_bytes = self._place()
+        if device.type == "cpu":
+            # Off the file, which a loaded tensor may still lie in, at places that are no multiple of a cache line: products
+            # of such weights differ in their last bit.
+            self._spread(self._filled(torch.empty(self._block_bytes, dtype=torch.uint8)))
         self._block: torch.Tensor | None = None  # uint8, in host memory: the copy of all that have a place in it
         self._others: list[torch.Tensor] = []  # copies of the rest
         self.on_device = True
@@ -75,18 +81,26 @@ class Holdings:
     def come_back(self) -> None:
         """Bring the copy onto the device; it stays in host memory too."""
         assert self._block is not None
-        block = torch.empty(self._block_bytes, dtype=torch.uint8, device=self.device)
-        block.copy_(self._block, non_blocking=True)
-        others = iter(self._others)
+        with _beside_the_work(self.device):
+            self._spread(torch.empty_like(self._block, device=self.device).copy_(self._block, non_blocking=True))
+            others = (one for one in self._held if one.at < 0)
+            for one, copy in zip(others, self._others, strict=True):
+                one.put(_copied(copy, self.device))
+        self.on_device = True
+
+    def _spread(self, block: torch.Tensor) -> None:
+        """Make the tensors that have a place in it parts of a block on the device."""
         for one, size in zip(self._held, self._sizes, strict=True):
-            if one.at < 0:
-                one.put(_copied(next(others), self.device))
-            else:
+            if one.at >= 0:
                 shape, dtype = self._shapes[id(one)]
                 one.put(block[one.at : one.at + size].view(dtype).view(shape))
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
-        self.on_device = True
+
+    def _filled(self, block: torch.Tensor) -> torch.Tensor:
+        """The same, with the tensors in their places."""
+        for one, size in zip(self._held, self._sizes, strict=True):
+            if one.at >= 0:
+                block[one.at : one.at + size].view(one.tensor.dtype).view(one.tensor.shape).copy_(one.tensor.detach())
+        return block
 
     def _place(self) -> int:
         """Give every tensor that lies in one piece its place in the block; how long that is."""
@@ -99,12 +113,26 @@ class Holdings:
         return end
 
     def _copy(self) -> None:
-        block = torch.empty(self._block_bytes, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-        for one, size in zip(self._held, self._sizes, strict=True):
-            if one.at >= 0:
-                block[one.at : one.at + size].view(one.tensor.dtype).view(one.tensor.shape).copy_(one.tensor.detach())
+        self._block = self._filled(
+            torch.empty(self._block_bytes, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        )
         self._others = [_copied(one.tensor.detach(), torch.device("cpu")) for one in self._held if one.at < 0]
-        self._block = block
+
+
+@contextlib.contextmanager
+def _beside_the_work(device: torch.device) -> Generator[None]:
+    """What is copied inside does not queue up with other models' kernels, and has arrived at the end."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.stream(side := _side_stream(device)):
+        yield
+    side.synchronize()
+
+
+@functools.cache  # one for all models: the allocator keeps a stream's freed blocks for that stream
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def _copied(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -66,16 +66,22 @@ class _Allocations(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        self._count((args, kwargs), there=True)
         made = func(*args, **(kwargs or {}))
-        for one in tree_leaves(made):
+        self._count(made, there=False)
+        return made
+
+    def _count(self, tensors: Any, *, there: bool) -> None:
+        """Storages that are new to us; `there`: they were made before, or elsewhere."""
+        for one in tree_leaves(tensors):
             if isinstance(one, torch.Tensor) and one.layout == torch.strided:
                 storage = one.untyped_storage()
                 if storage._cdata not in self._known:
                     self._known.add(storage._cdata)
-                    self.live += storage.nbytes()
+                    size = 0 if there else storage.nbytes()
+                    self.live += size
                     self.peak = max(self.peak, self.live)
-                    weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
-        return made
+                    weakref.finalize(storage, self._gone, storage._cdata, size)
 
     def _gone(self, which: int, size: int) -> None:
         self._known.discard(which)

@@ -1,6 +1,6 @@
 """Five models on a device that holds two: what swapping costs, and what it would cost without affinity.
 
-    python benchmarks/residency.py [--part mixed|swap] [--size base|small] [--requests 5000] [--rows 300] [--rounds N] [--quick] [--json]
+    python benchmarks/residency.py [--part mixed|swap] [--size base|small] [--device cpu|cuda] [--requests 5000] [--rows 300] [--rounds N] [--quick] [--json]
 
 A dense, a sparse, a multi-vector encoder, a cross-encoder and a token classifier (random weights, 12 layers of 768 unless --size
 small), on the CPU device, whose byte budget is enforced as a GPU's is, and whose host memory is a copy as a GPU's is. mixed: a
@@ -108,8 +108,9 @@ def make_models(place: Path, size: str) -> list[Five]:
 class Bench:
     """One worker in this process, and what it is given to do."""
 
-    def __init__(self, scratch: Path, server: RedisServer, models: list[Five], requests: int, rows: int) -> None:
-        self.scratch, self.server, self.models, self.rows = scratch, server, models, rows
+    def __init__(self, scratch: Path, server: RedisServer, models: list[Five], given: argparse.Namespace) -> None:
+        self.scratch, self.server, self.models, self.rows = scratch, server, models, given.rows
+        self.device, requests, rows = given.device, given.requests, given.rows
         draw = random.Random(0)
         texts = texts_of_lengths([draw.randint(4, 14) for _ in range(requests)])
         self.asked = [(models[number % len(models)], text) for number, text in enumerate(texts)]
@@ -131,7 +132,7 @@ class Bench:
 
         shutil.rmtree(self.scratch / "jobs", ignore_errors=True)
         settings = load_settings()
-        pool = Pool(name="cpu", device="cpu", memory_bytes=1 << 40, host_bytes=1 << 40)
+        pool = Pool(name=self.device, device=self.device, memory_bytes=1 << 40, host_bytes=1 << 40)
         broker = Broker.connect(settings.broker_url)
         broker.client.flushall()
         worker = Worker(pool, settings, broker, Registry(settings.jobs))
@@ -270,13 +271,32 @@ def mixed(report: Report, bench: Bench, rounds: int) -> None:
     report.line("round_robin_vs_resident", best["resident"] / best["turns"], "ratio", best["resident"] / best["two"])
 
 
-def swap(report: Report, models: list[Five], rounds: int) -> None:
+def bus(device: str) -> float:
+    """GB/s of a copy from pinned host memory to the device, the best of some; 0 where there is no bus between them."""
+    import torch
+
+    if device == "cpu":
+        return 0.0
+    source, best = torch.empty(1 << 30, dtype=torch.uint8, pin_memory=True), 0.0
+    target = torch.empty_like(source, device=device)
+    for _ in range(5):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        target.copy_(source, non_blocking=True)
+        torch.cuda.synchronize()
+        best = max(best, len(source) / (time.perf_counter() - began) / 1e9)
+    return best
+
+
+def swap(report: Report, models: list[Five], rounds: int, device: str) -> None:
     """From idle to the first row, by where the model's weights were."""
     from lading.config.checkpoint import locate, resolve
     from lading.workers.residency import Residency
     from lading.workers.residents import Residents
 
-    residents = Residents("cpu", 1, Residency(0, 1 << 40), batch_tokens=4096)
+    report.title(f"from idle to the first row, {device}")
+    highest = bus(device)
+    residents = Residents(device, 1, Residency(0, 1 << 40), batch_tokens=4096)
     for one in models:
         recipe = resolve(locate(str(one.folder)), task=one.verb)
         adapter: Any = residents.get(recipe, one.folder)
@@ -317,6 +337,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=("mixed", "swap"))
     parser.add_argument("--size", choices=tuple(SIZES), default="base")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--rows", type=int, default=300, help="of each corpus job")
     parser.add_argument("--rounds", type=int, default=1)
@@ -338,8 +359,8 @@ def main() -> None:
         }
         models = make_models(place, given.size)
         parts: dict[str, Callable[[], None]] = {
-            "mixed": lambda: mixed(report, Bench(place, server, models, given.requests, given.rows), given.rounds),
-            "swap": lambda: swap(report, models, max(10 if not given.quick else 3, given.rounds)),
+            "mixed": lambda: mixed(report, Bench(place, server, models, given), given.rounds),
+            "swap": lambda: swap(report, models, max(10 if not given.quick else 3, given.rounds), given.device),
         }
         for name, part in parts.items():
             if given.part in (None, name):

@@ -327,9 +327,10 @@ def swap(report: Report, models: list[Five], rounds: int, device: str) -> None:
         for tier in ("host", "disk"):
             p50, p95 = (float(np.quantile(times[tier], at)) for at in (0.5, 0.95))
             speed = model.weights / statistics.median(moves[tier]) / 1e9
-            report.line(
-                f"first_row_from_{tier}: {one.name}", p50, "s", note=f"p95 {p95:.3f} s, {size}, {speed:.2f} GB/s"
-            )
+            note = f"p95 {p95:.3f} s, {size}, {speed:.2f} GB/s"
+            report.line(f"first_row_from_{tier}: {one.name}", p50, "s", note=note)
+            if tier == "host" and highest:
+                report.line(f"swap_of_bus: {one.name}", speed / highest, "ratio", 0.6, f"bus {highest:.1f} GB/s")
     residents.close()
 
 

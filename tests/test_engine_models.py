@@ -85,9 +85,7 @@ def shards_of(*work):
 
 
 def engine(places, lane=None, budget=16):
-    made = Engine(1, budget, 64, threading.Event(), **({"requests": lane} if lane else {}))
-    made.models = places
-    return made
+    return Engine(1, budget, 64, threading.Event(), models=places, **({"requests": lane} if lane else {}))
 
 
 def test_requests_of_a_model_that_is_there_run_while_shards_wait_for_theirs() -> None:

@@ -99,7 +99,7 @@ def test_requests_beside_a_hopeless_job_are_answered() -> None:
             return super().run(parts)
 
     adapter = Asking()
-    requests = Waiting(adapter, ["first"])
+    requests = Waiting(adapter, ["first", "second"])
     with pytest.raises(StopJob, match="the model failed on every one"):
         list(engine(adapter, requests).shards(shards_of(adapter, 3, ["poison"] * 10)))
     answered = [requests.done.get_nowait() for _ in range(requests.done.qsize())]

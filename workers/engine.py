@@ -17,16 +17,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
 
-from ..adapters.contract import Adapter, DeviceLost, OutOfMemory, Outputs
+from ..adapters.contract import OutOfMemory, Outputs
 from ..config.errors import ShardError, StopJob
 from ..pipelines.records import Rows
+from .attempts import Attempts, Outcome
 from .gauges import Gauges
 from .limits import Limits
 from .packer import pack
-from .parts import Chosen, Items, Part, ShardInFlight, Task, cost_of, halves, split_outputs
+from .parts import Chosen, Items, Part, ShardInFlight, Task, cost_of, split_outputs
+from .ports import AllThere, Models, NoRequests, Requests
 from .shares import Shares
 from .stages import Ahead, Clock
 from .window import Window, Windows
@@ -39,96 +39,6 @@ BATCHES_AHEAD = 2  # of each stream, the running one included: none waits for a 
 # Items that fail one after the other, none succeeding between: the model is to blame, not the rows.
 HOPELESS = 8  # the model raised, on each alone
 HOPELESS_RESULTS = 1024  # the result is not finite: some texts overflow float16, and long ones go first
-
-
-Outcome = tuple[list[Chosen], Outputs | Exception]  # an exception is of a single item
-
-
-class Models(Protocol):
-    """Which models may run: those that are on the device (residents.py)."""
-
-    def hold(self, adapter: Adapter) -> bool:
-        """Whether a batch of it may run now, and then until `release`. If not, it is on its way, or in trouble."""
-        ...
-
-    def release(self, adapter: Adapter) -> None: ...
-
-    def holding(self, adapter: Adapter) -> AbstractContextManager[None]:
-        """The same for one batch, waiting for the model. Raises ModelError where it cannot come."""
-        ...
-
-    def working(self, wanted: Iterable[Adapter]) -> None:
-        """Told which models have work that waits."""
-        ...
-
-    def trouble(self, adapter: Adapter) -> str:
-        """Why it cannot come; "": nothing is known against it."""
-        ...
-
-    def make_room(self, adapter: Adapter) -> bool:
-        """The device has no memory left for a single item of it: whether another model went."""
-        ...
-
-
-class AllThere:
-    """A local run's one model, which is loaded before and stays."""
-
-    def hold(self, adapter: Adapter) -> bool:
-        return True
-
-    def release(self, adapter: Adapter) -> None:
-        pass
-
-    def holding(self, adapter: Adapter) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def working(self, wanted: Iterable[Adapter]) -> None:
-        pass
-
-    def trouble(self, adapter: Adapter) -> str:
-        return ""
-
-    def make_room(self, adapter: Adapter) -> bool:
-        return False
-
-
-class Requests(Protocol):
-    """Work that does not wait for a window: what clients wait for."""
-
-    def adapters(self) -> list[Adapter]:
-        """Of which models requests wait."""
-        ...
-
-    def take(self, may_run: Callable[[Adapter], bool], budget_of: Callable[[Adapter], int]) -> list[Chosen]:
-        """The items that are to run next, of one adapter and at most its budget in cost (an item above it alone); [] if none can.
-
-        `may_run` is asked of one model after the other, and the one it lets run is held from then on.
-        """
-        ...
-
-    def refuse(self, adapter: Adapter, why: str) -> None:
-        """What waits for a model that cannot come fails."""
-        ...
-
-    def completed(self, items: Items) -> None:
-        """Every item has its result or its failure."""
-        ...
-
-
-class NoRequests:
-    """A local run's."""
-
-    def adapters(self) -> list[Adapter]:
-        return []
-
-    def take(self, may_run: Callable[[Adapter], bool], budget_of: Callable[[Adapter], int]) -> list[Chosen]:
-        return []
-
-    def refuse(self, adapter: Adapter, why: str) -> None:
-        raise AssertionError("nothing was taken")
-
-    def completed(self, items: Items) -> None:
-        raise AssertionError("nothing was taken")
 
 
 @dataclasses.dataclass(slots=True)
@@ -180,11 +90,20 @@ class Engine:
     unusable: int = 0  # results that were not finite since the last one that was
     since: float = 0.0  # up to when `gauges.elapsed` has been counted
     backlog: Backlog = dataclasses.field(default_factory=Backlog)
-    running: set[int] = dataclasses.field(default_factory=set)  # threads that are in a batch
-    limits: Limits = dataclasses.field(init=False)
+    attempts: Attempts = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        self.limits = Limits(self.budget)
+        self.attempts = Attempts(self.models, Limits(self.budget), self.gauges)
+
+    @property
+    def limits(self) -> Limits:
+        """How large the batches of each model may be by now."""
+        return self.attempts.limits
+
+    @property
+    def running(self) -> set[int]:
+        """Threads that are in a batch."""
+        return self.attempts.running
 
     def has_room(self) -> bool:
         """Whether another shard should be taken on, for a feed that shares its shards with other processes: what waits here, they cannot do."""
@@ -219,7 +138,7 @@ class Engine:
         """Run prepared items in this thread with nothing beside them, while `shards` is not running; how many the model raised on."""
         for batch in pack(items.prepared.costs, self.limits.of(items.adapter)):
             with self.models.holding(items.adapter), self.gauges.run:
-                outcomes = self._attempt([(items, batch)])
+                outcomes = self.attempts.run([(items, batch)])
             _share_out(outcomes)
             self.on_batch()
         return sum(code == "failed" for code, _ in items.failed.values())
@@ -277,46 +196,10 @@ class Engine:
         """One stream of the device."""
         try:
             with batch.clock:
-                batch.outcomes = self._attempt(batch.chosen)
+                batch.outcomes = self.attempts.run(batch.chosen)
         finally:
             self.models.release(batch.chosen[0][0].adapter)
         return batch
-
-    def _attempt(self, chosen: list[Chosen]) -> list[Outcome]:
-        """Run the items; on an error halve them, down to the one that is to blame. Raises DeviceLost.
-
-        Without memory: once more, as unused blocks were given back; then halves, and the model's batches stay that small; for a
-        single item another model goes, as long as there is one.
-        """
-        adapter, cost = chosen[0][0].adapter, cost_of(chosen)
-        single = sum(len(items) for _, items in chosen) == 1
-        tried = 0
-        while single or cost <= self.limits.of(adapter):  # batches that were formed before may be too large by now
-            self.running.add(threading.get_ident())
-            try:
-                found = adapter.run([(part.prepared, items) for part, items in chosen])
-                self.limits.ran(adapter, cost)
-                return [(chosen, found)]
-            except DeviceLost:
-                raise
-            except OutOfMemory as error:
-                tried += 1
-                self.gauges.out_of_memory += 1
-                if tried == 1 or (single and self.models.make_room(adapter)):
-                    continue
-                if single:
-                    return [(chosen, error)]
-                self.limits.exhausted(adapter, cost)
-                log.warning("no memory for %d tokens (%s); halving the batch", cost, error)
-            except Exception as error:  # becomes a reject of the row that causes it, or stops the job
-                if single:
-                    return [(chosen, error)]
-                log.warning("a batch failed (%s: %s); halving it to find the row", type(error).__name__, error)
-            finally:
-                self.running.discard(threading.get_ident())
-            break
-        left, right = halves(chosen)
-        return self._attempt(left) + self._attempt(right)
 
     # -- the caller's thread
 

@@ -98,8 +98,16 @@ class Worker:
         )
         window = settings.window_tokens or WINDOW_BATCHES * budget
         ahead = window + AHEAD_BATCHES * budget * streams
-        self.engine = Engine(streams, budget, window, self.stopping, on_batch=self.leases.beat, bell=bell, ahead=ahead)
-        self.engine.models = self.residents
+        self.engine = Engine(
+            streams,
+            budget,
+            window,
+            self.stopping,
+            on_batch=self.leases.beat,
+            models=self.residents,
+            bell=bell,
+            ahead=ahead,
+        )
         self.answers = Answers(
             broker,
             self.requests,

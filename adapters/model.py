@@ -174,7 +174,8 @@ class Model:
             return Working()
 
     def _taken(self, prepared: Prepared, items: int) -> int:
-        return memory.peak(lambda: self.run([(prepared, np.arange(items))]), self._on)
+        with memory.telling(), torch.inference_mode():
+            return memory.peak(lambda: self._run([(prepared, np.arange(items))]), self._on)
 
     # -- for the kinds of adapters
 

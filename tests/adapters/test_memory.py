@@ -13,8 +13,8 @@ from torch import nn
 
 from lading import adapters
 from lading.adapters import DeviceLost, OutOfMemory, memory
+from lading.adapters.encode import Encoder
 from lading.adapters.holdings import ALIGNMENT, Holdings
-from lading.adapters.model import Model
 from lading.config.checkpoint import locate, resolve
 from tests import models, models_outputs
 
@@ -191,15 +191,15 @@ def test_errors_of_the_device_have_names(raised: Exception, told: type[Exception
 def test_a_load_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = models.tiny_encoder(tmp_path / "model")
     adapter = adapters.make(resolve(locate(str(folder)), task="encode"), folder, device="cpu", threads=1)
-    run = Model.run
+    run = Encoder._run
 
-    def failing(self: Model, parts: object) -> object:
+    def failing(self: Encoder, parts: object) -> object:
         raise OutOfMemory("none")
 
-    monkeypatch.setattr(Model, "run", failing)
+    monkeypatch.setattr(Encoder, "_run", failing)
     with pytest.raises(OutOfMemory):
         adapter.load(measure=True)
     assert adapter.nbytes == 0
-    monkeypatch.setattr(Model, "run", run)
+    monkeypatch.setattr(Encoder, "_run", run)
     adapter.load(measure=True)
     assert adapter.nbytes > 0

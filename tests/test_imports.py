@@ -83,3 +83,25 @@ def test_a_producer_needs_no_torch() -> None:
     ]
     names = [name.removesuffix(".__init__") for name in rooms if not name.endswith("__main__")]
     assert not loaded_by("import " + ", ".join(names)) & TORCH
+
+
+def test_the_adapters_are_few_lines() -> None:
+    """One packed forward pass and small heads, not a forward pass a family: under 3,000 lines of code, whatever is added."""
+
+    def lines_of(path: Path) -> int:
+        source = path.read_text(encoding="utf-8")
+        nodes = [
+            node
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        ]
+        firsts = [node.body[0] for node in nodes if ast.get_docstring(node, clean=False) is not None]
+        described = {line for first in firsts for line in range(first.lineno, (first.end_lineno or first.lineno) + 1)}
+        code = [
+            number
+            for number, line in enumerate(source.splitlines(), 1)
+            if line.strip() and not line.lstrip().startswith("#")
+        ]
+        return len(set(code) - described)
+
+    assert 2_000 < sum(lines_of(path) for path in (ROOT / "adapters").glob("*.py")) < 3_000

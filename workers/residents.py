@@ -274,8 +274,9 @@ class Residents:
     def _go(self, step: Step) -> None:
         model = self._models[step.key]
         failpoint("model.leaving")
-        for key in step.forget:
-            self._models[key].forget_copy()
+        for key in step.forget:  # of one that is on the device the copy alone, of others all that there is
+            one = self._models[key]
+            (one.forget_copy if self.policy.models[key].tier == Tier.DEVICE else one.unload)()
         if step.to == Tier.HOST:
             try:
                 model.set_aside()

@@ -125,14 +125,16 @@ class Bench:
         """A started worker that has had every model on its device once. `turns`: one batch of a model, then the next one's."""
         from lading.config.settings import load as load_settings
         from lading.pipelines.registry import Registry
+        from lading.schedulers import pools
         from lading.schedulers.bodies import RequestOptions
         from lading.schedulers.connection import Broker
-        from lading.schedulers.pools import Pool, Preload
+        from lading.schedulers.pools import Preload
         from lading.workers.worker import Worker
 
         shutil.rmtree(self.scratch / "jobs", ignore_errors=True)
         settings = load_settings()
-        pool = Pool(name=self.device, device=self.device, memory_bytes=1 << 40, host_bytes=1 << 40)
+        there = next(one for one in pools.load({}).values() if one.device == self.device)
+        pool = dataclasses.replace(there, memory_bytes=1 << 40, host_bytes=1 << 40)
         broker = Broker.connect(settings.broker_url)
         broker.client.flushall()
         worker = Worker(pool, settings, broker, Registry(settings.jobs))

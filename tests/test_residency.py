@@ -211,6 +211,25 @@ def test_what_can_never_fit_is_refused() -> None:
         policy.add("c", 6, base="b")
 
 
+def test_one_that_turns_out_never_to_fit_keeps_nobody_waiting(policy: Residency) -> None:
+    """Beside a pinned one, or with what its batches take: it is told, and others come though it has waited longer."""
+    bring(policy, "a", 0)
+    policy.models["a"].pinned = True
+    policy.add("large", 11)
+    policy.want("large", 1)
+    with pytest.raises(TooLarge) as told:
+        policy.check_fits("large")
+    assert (told.value.needed, told.value.budget, told.value.pinned) == (11, 10, 10)
+    assert settle(policy, 1 + PATIENCE_S) == []
+    assert [one.key for one in bring(policy, "b", 2 + PATIENCE_S)] == ["b"]
+    policy.models["a"].pinned = False
+    policy.check_fits("large")
+    policy.models["large"].working = 10
+    with pytest.raises(TooLarge):
+        policy.check_fits("large")
+    assert [one.key for one in bring(policy, "c", 3 + PATIENCE_S)] == ["a", "c"]
+
+
 def test_failures_that_may_pass_are_tried_again_ever_more_rarely(policy: Residency) -> None:
     policy.want("a", 0)
     now, waits = 0.0, []

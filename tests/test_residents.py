@@ -82,6 +82,28 @@ def test_an_adapter_needs_room_beside_its_base(
     assert there(residents, recipe.base)
 
 
+def test_one_that_takes_more_than_its_files_said_is_told_so_every_time(make: Make, tiny_encoder: Path) -> None:
+    """Not only as long as its failure is remembered; others come meanwhile."""
+    residents = make(0)
+    small = resolve(locate(str(tiny_encoder)), task="encode", precision="bfloat16")
+    large = resolve(locate(str(tiny_encoder)), task="encode")
+    for recipe in (small, large):
+        residents.get(recipe, tiny_encoder)
+    residents.ready(large)
+    with residents._changed:  # pyright: ignore[reportPrivateUsage]
+        model = residents.policy.models[large.weights]
+        residents.policy.device_bytes = model.weights + 10
+        model.working = 11
+        model.leaving = "room"
+        residents._changed.notify_all()  # pyright: ignore[reportPrivateUsage]
+        assert residents._changed.wait_for(lambda: not there(residents, large), 10)  # pyright: ignore[reportPrivateUsage]
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"needs .* bytes in float32, this pool's models have"):
+            residents.ready(large)
+        residents._trouble.clear()  # pyright: ignore[reportPrivateUsage]
+    residents.ready(small)
+
+
 def test_recipes_share_weights(make: Make, tiny_encoder: Path) -> None:
     """Queries and documents, other dims and lengths: one loaded model, each with its own results."""
     residents = make(0)

@@ -257,10 +257,7 @@ class Residents:
             self.policy.done(step, now, weights=model.nbytes, working=working, seconds=now - began)
             self._trouble.pop(step.key, None)
             self._seen.add(step.key)
-            try:
-                self.policy.too_large(step.key)
-            except TooLarge as error:
-                self._trouble[step.key] = _too_large(model, error), now
+            if self._why(step.key):  # it takes more than its files said
                 self.policy.models[step.key].leaving = "room"
             self._changed.notify_all()
         log.info(
@@ -337,6 +334,10 @@ class Residents:
             self._awaited += Counter()  # without those that nobody waits for
 
     def _why(self, key: str) -> str:
+        try:
+            self.policy.check_fits(key)
+        except TooLarge as error:
+            return _too_large(self._models[key], error)
         why, since = self._trouble.get(key, ("", 0.0))
         if why and time.monotonic() - since > REMEMBERED_S:
             del self._trouble[key]
@@ -349,7 +350,8 @@ def _key(adapter: Any) -> str:
 
 
 def _too_large(model: Model, error: TooLarge) -> str:
+    beside = f" beside {error.pinned:,} of pinned ones" if error.pinned else ""
     return (
-        f"{model.folder} needs {error.needed:,} bytes in {model.recipe.precision}, this pool's models have {error.budget:,}: "
+        f"{model.folder} needs {error.needed:,} bytes in {model.recipe.precision}, this pool's models have {error.budget:,}{beside}: "
         "send it to a larger pool, or raise memory_bytes in pools.yaml"
     )

@@ -47,6 +47,9 @@ class Places:
         self.rooms -= 1
         return self.rooms >= 0
 
+    def lose(self, why):
+        self.lost_device = why
+
 
 class Lane:
     """Requests for some models, as the product's lane has them."""
@@ -214,3 +217,4 @@ def test_a_lost_device_ends_the_engine() -> None:
     with pytest.raises(DeviceLost, match="device-side assert"):
         list(engine(places).shards(shards_of((adapter, ["a", "b"]))))
     assert places.held == 0
+    assert "device-side assert" in places.lost_device, "whoever waits for a model would wait on"

@@ -69,6 +69,10 @@ class Models(Protocol):
         """The device has no memory left for a single item of it: whether another model went."""
         ...
 
+    def lose(self, why: str) -> None:
+        """The device takes nothing any more: whoever waits for a model is to hear it."""
+        ...
+
 
 class AllThere:
     """A local run's one model, which is loaded before and stays."""
@@ -90,6 +94,9 @@ class AllThere:
 
     def make_room(self, adapter: Adapter) -> bool:
         return False
+
+    def lose(self, why: str) -> None:
+        pass
 
 
 class Requests(Protocol):
@@ -297,7 +304,8 @@ class Engine:
                 found = adapter.run([(part.prepared, items) for part, items in chosen])
                 self.limits.ran(adapter, cost)
                 return [(chosen, found)]
-            except DeviceLost:
+            except DeviceLost as error:
+                self.models.lose(str(error))
                 raise
             except OutOfMemory as error:
                 tried += 1

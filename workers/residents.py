@@ -122,7 +122,7 @@ class Residents:
             self.policy.models[key].pinned |= pinned
 
     def ready(self, recipe: Recipe) -> None:
-        """Wait until its model is on the device. Raises ModelError where it cannot come."""
+        """Wait until its model is on the device. Raises ModelError where it cannot come, DeviceLost."""
         key = recipe.weights
         with self._changed, self._waiting_for(key):
             while self.policy.models[key].tier < Tier.DEVICE:
@@ -132,7 +132,10 @@ class Residents:
     # -- for the engine
 
     def hold(self, adapter: Adapter) -> bool:
-        """Whether a batch of it may run now, and then it stays until `release`. Else it is on its way, or in trouble."""
+        """Whether a batch of it may run now, and then it stays until `release`. Else it is on its way, or in trouble.
+
+        Raises DeviceLost.
+        """
         key = _key(adapter)
         with self._changed:
             if self.policy.hold(key, time.monotonic()):
@@ -148,7 +151,7 @@ class Residents:
 
     @contextlib.contextmanager
     def holding(self, adapter: Adapter) -> Generator[None]:
-        """The same for one batch, waiting for the model. Raises ModelError where it cannot come."""
+        """The same for one batch, waiting for the model. Raises ModelError where it cannot come, DeviceLost."""
         key = _key(adapter)
         with self._changed, self._waiting_for(key):
             while not self.policy.hold(key, time.monotonic()):
@@ -182,6 +185,12 @@ class Residents:
                 return False
             self._changed.notify_all()
             return self._changed.wait_for(lambda: self.policy.evictions["memory"] > moved, ROOM_S)
+
+    def lose(self, why: str) -> None:
+        """The device takes nothing any more. No model and nobody's work is to blame: whoever asks for one gets DeviceLost."""
+        with self._changed:
+            self.lost, self._closed = why, True
+            self._changed.notify_all()
 
     # -- account
 
@@ -276,6 +285,9 @@ class Residents:
         if step.to == Tier.HOST:
             try:
                 model.set_aside()
+            except DeviceLost as error:
+                self.lose(str(error))
+                return
             except Exception as error:  # no host memory: the disk has it
                 log.warning("%s is not kept in host memory: %s", self._names[step.key], error)
                 step = dataclasses.replace(step, to=Tier.DISK)
@@ -290,7 +302,8 @@ class Residents:
     def _failed(self, step: Step, error: Exception) -> None:
         model, now = self._models[step.key], time.monotonic()
         if isinstance(error, DeviceLost):
-            self.lost = str(error)
+            self.lose(str(error))
+            return
         if step.source == Tier.HOST:
             model.unload()
         short = isinstance(error, adapters.OutOfMemory)
@@ -313,16 +326,22 @@ class Residents:
     # -- under the lock
 
     def _want(self, key: str) -> None:
+        self._check_device()
         if not self._why(key):
             self.policy.want(key, time.monotonic())
             self._changed.notify_all()
 
     def _want_or_raise(self, key: str) -> None:
+        self._check_device()
         if self._closed:
             raise ModelError("this worker is stopping")
         if why := self._why(key):
             raise ModelError(why)
         self._want(key)
+
+    def _check_device(self) -> None:
+        if self.lost:
+            raise DeviceLost(self.lost)
 
     @contextlib.contextmanager
     def _waiting_for(self, key: str) -> Generator[None]:

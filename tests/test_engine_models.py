@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from lading.adapters.contract import DeviceLost, OutOfMemory
-from lading.workers.engine import Engine
+from lading.workers.engine import ROOMS, Engine
 from lading.workers.packer import Packing
 from lading.workers.parts import Items
 from tests.test_engine import Lengths, Task, rows_of
@@ -203,6 +203,16 @@ def test_a_row_without_memory_is_rejected_after_other_models_went() -> None:
     assert why == ("out-of-memory", "OutOfMemory: no room for 4")
     assert sum(len(items) for items, _ in shard.parts[0].done) == 2
     assert places.rooms < 0
+
+
+def test_a_row_without_memory_is_rejected_though_other_models_come_back() -> None:
+    """Those that have work do: room that is made again and again is no progress."""
+    adapter, places = Small(3), Places()
+    places.there.add(id(adapter))
+    places.rooms = 1000
+    (shard,) = engine(places).shards(shards_of((adapter, ["one two three four"])))
+    assert [code for code, _ in shard.parts[0].failed.values()] == ["out-of-memory"]
+    assert places.rooms >= 1000 - ROOMS
 
 
 def test_a_lost_device_ends_the_engine() -> None:

@@ -202,6 +202,27 @@ def test_host_memory_is_for_those_used_last(policy: Residency) -> None:
     assert policy.models["b"].copied, "so that leaving again costs nothing"
 
 
+def test_for_memory_one_goes_that_nobody_uses(policy: Residency) -> None:
+    """Not one with a pinned adapter; it counts as that, whoever else wants its room meanwhile."""
+    policy.device_bytes = 35
+    policy.add("pinned", 1, base="c", pinned=True)
+    for now, name in enumerate(("a", "b", "pinned")):
+        bring(policy, name, now)
+    assert policy.hold("a", 3)
+    policy.models["b"].used = 4
+    assert policy.make_room("d")
+    assert [(step.key, step.reason) for step in settle(policy, 5)] == [("b", "memory")]
+    assert policy.make_room("d")
+    assert policy.step(6) is None
+    policy.device_bytes = 21
+    policy.want("d", 6)
+    assert policy.step(7 + PATIENCE_S) is None
+    policy.release("a", 8 + PATIENCE_S)
+    assert [step.key for step in settle(policy, 9 + PATIENCE_S)] == ["a", "d"]
+    assert policy.evictions == {"memory": 2}
+    assert not policy.make_room("d")
+
+
 def test_what_can_never_fit_is_refused() -> None:
     policy = Residency(20)
     with pytest.raises(TooLarge):

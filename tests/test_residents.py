@@ -13,14 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lading.adapters import load
+from lading.adapters import OutOfMemory, load
 from lading.adapters.model import Model
 from lading.config.checkpoint import locate, resolve
 from lading.config.errors import ModelError
 from lading.config.recipe import Recipe
 from lading.config.weights import weight_bytes
+from lading.workers import residency
 from lading.workers.residency import Residency, Tier
-from lading.workers.residents import REMEMBERED_S, Residents
+from lading.workers.residents import REMEMBERED_S, SHORT_TRIES, Residents
 from tests.models_lora import tiny_adapter
 
 Make = Callable[[int], Residents]
@@ -158,6 +159,29 @@ def test_what_cannot_come_is_told_and_tried_again(
     residents.ready(good)
     time.sleep(REMEMBERED_S)
     residents.ready(bad)
+
+
+def test_memory_that_others_use_for_a_while_is_waited_for(
+    make: Make, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with nothing of ours to go for it; what stays short is told."""
+    monkeypatch.setattr(residency, "BACKOFF_S", 0.01)
+    residents, real, left = make(0), Model.load, [SHORT_TRIES - 1]
+
+    def failing(self: Model, **named: Any) -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OutOfMemory("CUDA out of memory")
+        real(self, **named)
+
+    monkeypatch.setattr(Model, "load", failing)
+    recipe = resolve(locate(str(tiny_encoder)), task="encode")
+    residents.get(recipe, tiny_encoder)
+    residents.ready(recipe)
+    go(residents, recipe)
+    left[0] = SHORT_TRIES
+    with pytest.raises(ModelError, match="CUDA out of memory"):
+        residents.ready(recipe)
 
 
 def vectors(adapter: Any, residents: Residents | None = None) -> np.ndarray:

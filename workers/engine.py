@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 READ_AHEAD = 8  # Rows objects, each bounded in rows and bytes by the source
 PREPARED_AHEAD = 8
+ROOMS = 4  # other models that go for one item, at most: those with work come back, and would go again without end
 BATCHES_AHEAD = 2  # of each stream, the running one included: none waits for a result to be handed out
 # Items that fail one after the other, none succeeding between: the model is to blame, not the rows.
 HOPELESS = 8  # the model raised, on each alone
@@ -293,7 +294,7 @@ class Engine:
         """Run the items; on an error halve them, down to the one that is to blame. Raises DeviceLost.
 
         Without memory: once more, as unused blocks were given back; then halves, and the model's batches stay that small; for a
-        single item another model goes, as long as there is one.
+        single item another model goes, as long as there is one, ROOMS times.
         """
         adapter, cost = chosen[0][0].adapter, cost_of(chosen)
         single = sum(len(items) for _, items in chosen) == 1
@@ -310,7 +311,7 @@ class Engine:
             except OutOfMemory as error:
                 tried += 1
                 self.gauges.out_of_memory += 1
-                if tried == 1 or (single and self.models.make_room(adapter)):
+                if tried == 1 or (single and tried <= ROOMS + 1 and self.models.make_room(adapter)):
                     continue
                 if single:
                     return [(chosen, error)]

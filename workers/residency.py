@@ -186,9 +186,11 @@ class Residency:
     def make_room(self, key: str) -> bool:
         """The device is out of memory though by our account it is not: let another model go, if any can."""
         model = self.models[key]
-        others = [one for one in self._on_device() if one.key not in (key, model.base) and not one.pinned]
-        if others:
-            min(others, key=lambda one: one.used).leaving = "memory"
+        others = [
+            one for one in self._on_device() if one.key not in (key, model.base) and not (one.pinned or self._pins(one))
+        ]
+        if others:  # one in use goes later, and may be waiting for the same
+            min(others, key=lambda one: (one.users > 0, one.used)).leaving = "memory"
         return bool(others)
 
     # -- account
@@ -247,8 +249,8 @@ class Residency:
             if self._over(model, without=rest) <= 0:
                 freed.remove(victim)
         for victim in freed:
-            victim.leaving = "room"
-        return next((step for victim in freed if (step := self._evict(victim, "room"))), None)
+            victim.leaving = victim.leaving or "room"  # somebody may wait for the one that goes for memory
+        return next((step for victim in freed if (step := self._evict(victim, victim.leaving))), None)
 
     def _keep_within(self) -> None:
         """Models that turned out larger than their files said: the least recently used of the others goes."""

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REMEMBERED_S = 2.0  # why a model cannot be had; whoever asks later has it tried again
+SHORT_TRIES = (
+    3  # to load a model that the device has no memory for though no other one could go: somebody else may have it
+)
 ROOM_S = 30.0  # that a batch without memory waits for another model to go
 
 
@@ -309,7 +312,9 @@ class Residents:
         short = isinstance(error, adapters.OutOfMemory)
         with self._changed:
             another = short and self.policy.make_room(step.key)
-            for_good = not another if short else not passing(error)
+            for_good = not passing(error)
+            if short:
+                for_good = not another and self.policy.models[step.key].failures + 1 >= SHORT_TRIES
             said = f"{model.folder} cannot be loaded: {type(error).__name__}: {error}"
             why = str(error) if isinstance(error, ModelError) else said
             for key in self.policy.failed(step, now, for_good=for_good):

@@ -16,22 +16,51 @@ from .contract import DeviceLost, OutOfMemory
 
 # Of an error after which every further call on the device fails too: only a new process can go on.
 POISONED = ("CUDA error", "CUBLAS_STATUS_", "CUDNN_STATUS_", "device-side assert")
+# Of one that says that memory was short: the CPU's allocator has no class for it, nor have a GPU's libraries, whose words are
+# otherwise those of POISONED. Pinned host memory that cannot be had is one of them.
+SHORT = (
+    "DefaultCPUAllocator: can't allocate",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 @contextlib.contextmanager
 def telling() -> Generator[None]:
-    """Errors of the device that are raised inside, in the words of `contract`: OutOfMemory, after which unused blocks are given back, and DeviceLost."""
+    """Errors of the device that are raised inside, in the words of `contract`: OutOfMemory, after which unused blocks are given back, and DeviceLost.
+
+    What stands behind an error (`raise ... from`) counts: a check that failed for want of memory says nothing against a model.
+    """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        text = f"{type(error).__name__}: {error}"
-        # The CPU's allocator has no class of its own for it.
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: can't allocate" in text:
-            give_back()
-            raise OutOfMemory(text) from error
-        if any(one in text for one in POISONED):
-            raise DeviceLost(text) from error
+    except (OutOfMemory, DeviceLost):
         raise
+    except Exception as error:
+        if (short := _cause(error, _says_short)) is not None:
+            give_back()
+            raise OutOfMemory(f"{type(short).__name__}: {short}") from error
+        if (lost := _cause(error, _says_lost)) is not None:
+            raise DeviceLost(f"{type(lost).__name__}: {lost}") from error
+        raise
+
+
+def _cause(error: BaseException | None, of: Callable[[BaseException], bool]) -> BaseException | None:
+    while error is not None and not of(error):
+        error = error.__cause__
+    return error
+
+
+def _says_short(error: BaseException) -> bool:
+    if isinstance(error, OutOfMemory | torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(one in str(error) for one in SHORT)
+
+
+def _says_lost(error: BaseException) -> bool:
+    if isinstance(error, DeviceLost):
+        return True
+    return isinstance(error, RuntimeError) and any(one in str(error) for one in POISONED)
 
 
 def give_back() -> None:

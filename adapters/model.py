@@ -114,12 +114,13 @@ class Model:
         self._packed, self.working = loaded.adapted(self._adapter), base.working
 
     def set_aside(self) -> None:
-        """From the device into host memory."""
+        """From the device into host memory. Raises OutOfMemory where that has no room, DeviceLost."""
         assert self._holdings is not None
-        self._holdings.leave(keep=True)
+        with memory.telling():
+            self._holdings.leave(keep=True)
 
     def bring_back(self) -> None:
-        """From host memory onto the device. Raises OutOfMemory."""
+        """From host memory onto the device. Raises OutOfMemory, DeviceLost."""
         assert self._holdings is not None
         with memory.telling():
             self._holdings.come_back()
@@ -130,7 +131,10 @@ class Model:
             self._holdings.forget()
 
     def unload(self) -> None:
-        """Back to disk alone."""
+        """Back to disk alone. The memory is free at once: others may know the modules still, and some know themselves."""
+        if self._holdings is not None:
+            self._holdings.forget()
+            self._holdings.leave(keep=False)
         self._packed, self._heads, self._holdings = None, [], None
 
     @property

@@ -18,7 +18,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tests fork
 # One thread for the tests' small batches: on a machine that is busy otherwise, threads mostly wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from tests import models
+from tests import models, swapping
 from tests.redis_server import RedisServer, executable
 from tests.s3_server import Server
 
@@ -118,3 +118,9 @@ def tiny_cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_token_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer BERT token classifier over O, B-PER, I-PER, B-ORG, I-ORG, 128 tokens."""
     return models.tiny_token_classifier(tmp_path_factory.mktemp("tiny") / "token-classifier")
+
+
+@pytest.fixture(scope="session")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> list[swapping.Kind]:
+    """Five tiny models: dense, sparse, multi-vector, cross-encoder, token classifier."""
+    return swapping.five(tmp_path_factory.mktemp("five"))

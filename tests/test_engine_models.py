@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from lading.adapters.contract import DeviceLost, OutOfMemory
-from lading.workers.engine import Engine
+from lading.workers.engine import ROOMS, Engine
 from lading.workers.packer import Packing
 from lading.workers.parts import Items
 from tests.test_engine import Lengths, Task, rows_of
@@ -46,6 +46,9 @@ class Places:
     def make_room(self, adapter):
         self.rooms -= 1
         return self.rooms >= 0
+
+    def lose(self, why):
+        self.lost_device = why
 
 
 class Lane:
@@ -126,6 +129,42 @@ def test_a_model_that_cannot_come_fails_its_own_shards_and_requests_alone() -> N
     assert len(found[[shard.work.shard.number for shard in found].index(1)].parts[0].done) >= 1
 
 
+def test_a_model_that_cannot_come_is_told_of_however_busy_the_others_are() -> None:
+    """What keeps the device busy is no reason to look at the lost one's work too late, when its failure is forgotten."""
+    here, lost = Lengths(), Lengths()
+
+    class Endless(Lane):
+        def completed(self, items):
+            super().completed(items)
+            if self.pending():
+                self.waiting.append((here, "a"))
+
+        def pending(self):
+            return not self.refused or not given_up.is_set()
+
+    given_up, ended = threading.Event(), threading.Event()
+    places, lane = Places(), Endless((lost, "of the lost one"), *[(here, "a")] * 9)
+    places.there.add(id(here))
+    places.lost[id(lost)] = "its file is gone"
+
+    def feed():
+        yield from shards_of((lost, ["a"]))
+        while lane.pending() and not ended.wait(0.001):
+            yield None
+
+    def run():
+        for shard in engine(places, lane).shards(feed()):
+            assert shard.failure == "its file is gone"
+            given_up.set()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(30)
+    ended.set()
+    assert lane.refused == ["of the lost one"]
+    assert given_up.is_set()
+
+
 class Small(Lengths):
     """A device with room for batches of so many words."""
 
@@ -164,6 +203,16 @@ def test_a_row_without_memory_is_rejected_after_other_models_went() -> None:
     assert places.rooms < 0
 
 
+def test_a_row_without_memory_is_rejected_though_other_models_come_back() -> None:
+    """Those that have work do: room that is made again and again is no progress."""
+    adapter, places = Small(3), Places()
+    places.there.add(id(adapter))
+    places.rooms = 1000
+    (shard,) = engine(places).shards(shards_of((adapter, ["one two three four"])))
+    assert [code for code, _ in shard.parts[0].failed.values()] == ["out-of-memory"]
+    assert places.rooms >= 1000 - ROOMS
+
+
 def test_a_lost_device_ends_the_engine() -> None:
     """No row is blamed for it."""
 
@@ -176,3 +225,4 @@ def test_a_lost_device_ends_the_engine() -> None:
     with pytest.raises(DeviceLost, match="device-side assert"):
         list(engine(places).shards(shards_of((adapter, ["a", "b"]))))
     assert places.held == 0
+    assert "device-side assert" in places.lost_device, "whoever waits for a model would wait on"

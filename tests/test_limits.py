@@ -35,3 +35,20 @@ def test_it_comes_to_rest_where_the_memory_is(room: int, budget: int) -> None:
         failed += 1
     assert failed <= 10
     assert limits.of("m") >= min(budget, max(room // 2, 1))
+
+
+def test_two_batches_may_end_a_limit_at_the_same_time() -> None:
+    """The second one finds it gone."""
+
+    class Between:
+        def __enter__(self):
+            limits._found.clear()
+
+        def __exit__(self, *_):
+            pass
+
+    limits = Limits(64)
+    limits.exhausted("model", 64)
+    limits._lock = Between()
+    limits.ran("model", 32)
+    assert limits.of("model") == 64

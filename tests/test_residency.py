@@ -202,6 +202,27 @@ def test_host_memory_is_for_those_used_last(policy: Residency) -> None:
     assert policy.models["b"].copied, "so that leaving again costs nothing"
 
 
+def test_for_memory_one_goes_that_nobody_uses(policy: Residency) -> None:
+    """Not one with a pinned adapter; it counts as that, whoever else wants its room meanwhile."""
+    policy.device_bytes = 35
+    policy.add("pinned", 1, base="c", pinned=True)
+    for now, name in enumerate(("a", "b", "pinned")):
+        bring(policy, name, now)
+    assert policy.hold("a", 3)
+    policy.models["b"].used = 4
+    assert policy.make_room("d")
+    assert [(step.key, step.reason) for step in settle(policy, 5)] == [("b", "memory")]
+    assert policy.make_room("d")
+    assert policy.step(6) is None
+    policy.device_bytes = 21
+    policy.want("d", 6)
+    assert policy.step(7 + PATIENCE_S) is None
+    policy.release("a", 8 + PATIENCE_S)
+    assert [step.key for step in settle(policy, 9 + PATIENCE_S)] == ["a", "d"]
+    assert policy.evictions == {"memory": 2}
+    assert not policy.make_room("d")
+
+
 def test_what_can_never_fit_is_refused() -> None:
     policy = Residency(20)
     with pytest.raises(TooLarge):
@@ -209,6 +230,25 @@ def test_what_can_never_fit_is_refused() -> None:
     policy.add("b", 15)
     with pytest.raises(TooLarge):
         policy.add("c", 6, base="b")
+
+
+def test_one_that_turns_out_never_to_fit_keeps_nobody_waiting(policy: Residency) -> None:
+    """Beside a pinned one, or with what its batches take: it is told, and others come though it has waited longer."""
+    bring(policy, "a", 0)
+    policy.models["a"].pinned = True
+    policy.add("large", 11)
+    policy.want("large", 1)
+    with pytest.raises(TooLarge) as told:
+        policy.check_fits("large")
+    assert (told.value.needed, told.value.budget, told.value.pinned) == (11, 10, 10)
+    assert settle(policy, 1 + PATIENCE_S) == []
+    assert [one.key for one in bring(policy, "b", 2 + PATIENCE_S)] == ["b"]
+    policy.models["a"].pinned = False
+    policy.check_fits("large")
+    policy.models["large"].working = 10
+    with pytest.raises(TooLarge):
+        policy.check_fits("large")
+    assert [one.key for one in bring(policy, "c", 3 + PATIENCE_S)] == ["a", "c"]
 
 
 def test_failures_that_may_pass_are_tried_again_ever_more_rarely(policy: Residency) -> None:

@@ -13,14 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lading.adapters import load
+from lading.adapters import OutOfMemory, load
 from lading.adapters.model import Model
 from lading.config.checkpoint import locate, resolve
 from lading.config.errors import ModelError
 from lading.config.recipe import Recipe
 from lading.config.weights import weight_bytes
+from lading.workers import residency
 from lading.workers.residency import Residency, Tier
-from lading.workers.residents import REMEMBERED_S, Residents
+from lading.workers.residents import REMEMBERED_S, SHORT_TRIES, Residents
 from tests.models_lora import tiny_adapter
 
 Make = Callable[[int], Residents]
@@ -82,6 +83,28 @@ def test_an_adapter_needs_room_beside_its_base(
     assert there(residents, recipe.base)
 
 
+def test_one_that_takes_more_than_its_files_said_is_told_so_every_time(make: Make, tiny_encoder: Path) -> None:
+    """Not only as long as its failure is remembered; others come meanwhile."""
+    residents = make(0)
+    small = resolve(locate(str(tiny_encoder)), task="encode", precision="bfloat16")
+    large = resolve(locate(str(tiny_encoder)), task="encode")
+    for recipe in (small, large):
+        residents.get(recipe, tiny_encoder)
+    residents.ready(large)
+    with residents._changed:  # pyright: ignore[reportPrivateUsage]
+        model = residents.policy.models[large.weights]
+        residents.policy.device_bytes = model.weights + 10
+        model.working = 11
+        model.leaving = "room"
+        residents._changed.notify_all()  # pyright: ignore[reportPrivateUsage]
+        assert residents._changed.wait_for(lambda: not there(residents, large), 10)  # pyright: ignore[reportPrivateUsage]
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"needs .* bytes in float32, this pool's models have"):
+            residents.ready(large)
+        residents._trouble.clear()  # pyright: ignore[reportPrivateUsage]
+    residents.ready(small)
+
+
 def test_recipes_share_weights(make: Make, tiny_encoder: Path) -> None:
     """Queries and documents, other dims and lengths: one loaded model, each with its own results."""
     residents = make(0)
@@ -136,6 +159,29 @@ def test_what_cannot_come_is_told_and_tried_again(
     residents.ready(good)
     time.sleep(REMEMBERED_S)
     residents.ready(bad)
+
+
+def test_memory_that_others_use_for_a_while_is_waited_for(
+    make: Make, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with nothing of ours to go for it; what stays short is told."""
+    monkeypatch.setattr(residency, "BACKOFF_S", 0.01)
+    residents, real, left = make(0), Model.load, [SHORT_TRIES - 1]
+
+    def failing(self: Model, **named: Any) -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OutOfMemory("CUDA out of memory")
+        real(self, **named)
+
+    monkeypatch.setattr(Model, "load", failing)
+    recipe = resolve(locate(str(tiny_encoder)), task="encode")
+    residents.get(recipe, tiny_encoder)
+    residents.ready(recipe)
+    go(residents, recipe)
+    left[0] = SHORT_TRIES
+    with pytest.raises(ModelError, match="CUDA out of memory"):
+        residents.ready(recipe)
 
 
 def vectors(adapter: Any, residents: Residents | None = None) -> np.ndarray:

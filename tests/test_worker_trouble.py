@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lading.adapters.model import Model
+from lading.adapters.encode import Encoder
+from lading.adapters.model import Model, Working
 from lading.config.settings import load as load_settings
 from lading.pipelines import Client
 from lading.pipelines.job import draft
@@ -27,8 +29,12 @@ from lading.pipelines.submit import Queues, Submitted
 from lading.pipelines.submit import submit as submit_job
 from lading.pipelines.sweep import Sweeper
 from lading.schedulers import pools
+from lading.schedulers.bodies import RequestOptions
 from lading.schedulers.connection import Broker
+from lading.schedulers.messages import Request, request_message
+from lading.schedulers.pools import Preload
 from lading.workers.assignments import Assignment
+from lading.workers.residency import Tier
 from lading.workers.residents import REMEMBERED_S
 from lading.workers.worker import Worker
 from tests.redis_server import RedisServer
@@ -281,3 +287,120 @@ def test_a_model_that_cannot_be_loaded_is_told(
         monkeypatch.setattr(Model, "load", load)
         time.sleep(REMEMBERED_S)
         assert len(client.encode(str(tiny_encoder), ["a"])) == 1
+
+
+def suspect(worker: Worker, model: Path) -> str:
+    """A request whose worker died; its id."""
+    id = uuid.uuid4().hex
+    worker.requests.send([request_message(Request("encode", str(model), ["a"]), id=id, now=time.time())])
+    assert worker.requests.pull(1, 1 << 20)
+    worker.requests.restore(0)
+    return id
+
+
+def test_a_request_that_runs_alone_is_told_that_its_model_cannot_come(
+    started: Make, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the worker goes on with the next."""
+    load = Model.load
+
+    def failing(self: Model, **named: Any) -> Any:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(Model, "load", failing)
+    worker = started()
+    id = suspect(worker, tiny_encoder)
+    until(lambda: worker.broker.client.get(f"celery-task-meta-{id}"))
+    stored = json.loads(worker.broker.client.get(f"celery-task-meta-{id}"))  # pyright: ignore
+    assert "no such thing" in stored["traceback"]
+    until(lambda: worker.requests.counts().in_flight == 0)
+    monkeypatch.setattr(Model, "load", load)
+    time.sleep(REMEMBERED_S)
+    with Client() as client:
+        assert len(client.encode(str(tiny_encoder), ["a"])) == 1
+
+
+def test_a_shard_that_runs_alone_fails_with_a_model_that_cannot_come_back(
+    make: Make, tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not sent again and again to a worker that will never have the model, though it had it once."""
+    worker = make()
+    worker.models.preload(Preload("encode", str(tiny_encoder), RequestOptions()))
+    (key,) = worker.residents.policy.models
+    leave_device(worker, key)
+
+    def failing(self: Model, **named: Any) -> Any:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(Model, "load", failing)
+    job = submit(spec(tmp_path, tiny_encoder, f"parquet://{tmp_path}/out", 1))
+    leave_note(job, 0)
+    worker.start()
+    marker = Path(job.manifest, "markers/0.0.json")
+    until(marker.exists)
+    worker.stop(30.0, threading.Event())
+    assert "no such thing" in json.loads(marker.read_text())["reason"]
+
+
+def leave_device(worker: Worker, key: str) -> None:
+    residents = worker.residents
+    with residents._changed:  # pyright: ignore[reportPrivateUsage]
+        residents.policy.models[key].leaving = "room"
+        residents._changed.notify_all()  # pyright: ignore[reportPrivateUsage]
+        assert residents._changed.wait_for(lambda: residents.policy.models[key].tier < Tier.DEVICE, 60)  # pyright: ignore
+
+
+def test_a_lone_shard_whose_worker_stops_while_its_model_loads_is_given_back(
+    make: Make, tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That the worker stops is no failure of the shard."""
+    load, loading, go_on = Model.load, threading.Event(), threading.Event()
+
+    def slow(*given: Any, **named: Any) -> Any:
+        loading.set()
+        assert go_on.wait(60)
+        return load(*given, **named)
+
+    monkeypatch.setattr(Model, "load", slow)
+    worker, hurry = make(), threading.Event()
+    job = submit(spec(tmp_path, tiny_encoder, f"parquet://{tmp_path}/out", 1))
+    leave_note(job, 0)
+    worker.start()
+    assert loading.wait(60)
+    hurry.set()
+    worker.stop(30.0, hurry)
+    worker._work_thread.join()  # pyright: ignore[reportPrivateUsage]
+    go_on.set()
+    assert not list(Path(job.manifest, "markers").glob("*"))
+
+
+@pytest.mark.parametrize("where", ["run", "load", "alone"])
+def test_a_lost_device_ends_the_worker_and_blames_nothing(
+    where: str, make: Make, tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a batch, a load or a shard that runs alone meets it: no row, no shard, no request fails; all is given back."""
+    ends: list[str] = []
+    ended_once = threading.Event()
+    worker = make()
+    worker._on_end = lambda why: (ends.append(why), ended_once.set())  # pyright: ignore[reportPrivateUsage]
+
+    def poisoned(*given: Any, **named: Any) -> Any:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(Encoder, "_load" if where == "load" else "_run", poisoned)
+    monkeypatch.setattr(Model, "_measured", lambda self: Working())
+    job = submit(spec(tmp_path, tiny_encoder, f"parquet://{tmp_path}/out"))
+    if where == "alone":
+        leave_note(job, 0)
+    id = uuid.uuid4().hex
+    worker.requests.send([request_message(Request("encode", str(tiny_encoder), ["a"]), id=id, now=time.time())])
+    worker.start()
+    assert ended_once.wait(60)
+    worker.stop(0.0, threading.Event())
+    assert "CUDA error: device-side assert triggered" in ends[0]
+    assert not list(Path(job.manifest, "markers").glob("*"))
+    assert not worker.broker.client.exists(f"celery-task-meta-{id}")
+    assert (worker.shards.counts().in_flight, worker.requests.counts().in_flight) == (0, 0)
+    assert not worker.broker.client.exists("strikes:lading.cpu.shards")
+    left = [one.name for one in notes(job)]
+    assert left == (["begun.dead"] if where == "alone" else [])

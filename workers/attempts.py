@@ -14,6 +14,8 @@ from .ports import Models
 
 log = logging.getLogger(__name__)
 
+ROOMS = 4  # other models that go for one item, at most: those with work come back, and would go again without end
+
 Outcome = tuple[list[Chosen], Outputs | Exception]  # an exception is of a single item
 
 
@@ -30,7 +32,7 @@ class Attempts:
         """Run the items; on an error halve them, down to the one that is to blame. Raises DeviceLost.
 
         Without memory: once more, as unused blocks were given back; then halves, and the model's batches stay that small; for a
-        single item another model goes, as long as there is one.
+        single item another model goes, as long as there is one, ROOMS times.
         """
         adapter, cost = chosen[0][0].adapter, cost_of(chosen)
         single = sum(len(items) for _, items in chosen) == 1
@@ -41,12 +43,13 @@ class Attempts:
                 found = adapter.run([(part.prepared, items) for part, items in chosen])
                 self.limits.ran(adapter, cost)
                 return [(chosen, found)]
-            except DeviceLost:
+            except DeviceLost as error:
+                self.models.lose(str(error))
                 raise
             except OutOfMemory as error:
                 tried += 1
                 self.gauges.out_of_memory += 1
-                if tried == 1 or (single and self.models.make_room(adapter)):
+                if tried == 1 or (single and tried <= ROOMS + 1 and self.models.make_room(adapter)):
                     continue
                 if single:
                     return [(chosen, error)]

@@ -41,7 +41,9 @@ class Limits:
         if model not in self._found:
             return
         with self._lock:
-            found = self._found[model]
+            found = self._found.get(model)
+            if found is None:  # another thread's batch was the last that it took
+                return
             found.good += cost >= NEAR * found.limit
             if found.good >= GROW_AFTER:
                 found.limit, found.good = min(int(found.limit * GROWTH) + 1, self.budget), 0

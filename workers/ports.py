@@ -35,6 +35,10 @@ class Models(Protocol):
         """The device has no memory left for a single item of it: whether another model went."""
         ...
 
+    def lose(self, why: str) -> None:
+        """The device takes nothing any more: whoever waits for a model is to hear it."""
+        ...
+
 
 class AllThere:
     """A local run's one model, which is loaded before and stays."""
@@ -56,6 +60,9 @@ class AllThere:
 
     def make_room(self, adapter: Adapter) -> bool:
         return False
+
+    def lose(self, why: str) -> None:
+        pass
 
 
 class Requests(Protocol):

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from ..adapters import Adapter
-from ..config.errors import BadMessage, LadingError
+from ..config.errors import BadMessage, LadingError, ModelError
 from ..config.failpoints import failpoint
 from ..config.recipe import Recipe
 from ..schedulers.messages import Request, RequestOptions, decode
@@ -165,7 +165,12 @@ class RequestLane:
             self._answers.fail_id(asked.id, Failure("RequestFailed", reason))
             self._leases.bury(self._queue, asked.lease, reason)
         elif (group := self._group([asked])) is not None:
-            run(group)
+            try:
+                run(group)
+            except ModelError as error:
+                if not self._stopping.is_set():  # else it is given back
+                    self._answers.fail([asked], Failure("ModelError", str(error)))
+                return
             self._answers.give_now(group)
 
     # -- the pulling thread

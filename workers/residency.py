@@ -53,11 +53,12 @@ class Step:
 
 
 class TooLarge(Exception):
-    """It would not fit if nothing else were there."""
+    """It would not fit if nothing else were there but what never leaves."""
 
-    def __init__(self, needed: int, budget: int) -> None:
-        super().__init__(needed, budget)
-        self.needed, self.budget = needed, budget
+    def __init__(self, needed: int, budget: int, pinned: int = 0) -> None:
+        """budget: what is left of it beside the `pinned` bytes of models that stay."""
+        super().__init__(needed, budget, pinned)
+        self.needed, self.budget, self.pinned = needed, budget, pinned
 
 
 BACKOFF_S, LONGEST_BACKOFF_S = 1.0, 60.0
@@ -170,18 +171,26 @@ class Residency:
         model.failures += 1
         return []
 
-    def too_large(self, key: str) -> None:
-        """Raises TooLarge if a model, measured, could not be there alone."""
-        model = self.models[key]
-        base = self.models[model.base].weights if model.base else 0
-        self._check_size(model.weights + base + model.working)
+    def check_fits(self, key: str) -> None:
+        """Raises TooLarge for a model that, as far as it is known by now, could not be there with the pinned ones alone."""
+        if not self.device_bytes:
+            return
+        own = self._with_base(self.models[key])
+        stay = [part for one in self._on_device() if one.pinned for part in self._with_base(one)]
+        others = list({one.key: one for one in stay if one not in own}.values())
+        pinned = sum(one.weights for one in others)
+        needed = sum(one.weights for one in own) + max(one.working for one in (*own, *others))
+        if needed + pinned > self.device_bytes:
+            raise TooLarge(needed, self.device_bytes - pinned, pinned)
 
     def make_room(self, key: str) -> bool:
         """The device is out of memory though by our account it is not: let another model go, if any can."""
         model = self.models[key]
-        others = [one for one in self._on_device() if one.key not in (key, model.base) and not one.pinned]
-        if others:
-            min(others, key=lambda one: one.used).leaving = "memory"
+        others = [
+            one for one in self._on_device() if one.key not in (key, model.base) and not (one.pinned or self._pins(one))
+        ]
+        if others:  # one in use goes later, and may be waiting for the same
+            min(others, key=lambda one: (one.users > 0, one.used)).leaving = "memory"
         return bool(others)
 
     # -- account
@@ -206,7 +215,7 @@ class Residency:
                 return step
         for key, since in sorted(self.wanted.items(), key=lambda one: one[1]):
             model = self.models[key]
-            if model.moving or model.retry_at > now:
+            if model.moving or model.retry_at > now or not self._fits(key):
                 continue
             base = self.models[model.base] if model.base else model
             target = base if base.tier < Tier.DEVICE else model
@@ -240,8 +249,8 @@ class Residency:
             if self._over(model, without=rest) <= 0:
                 freed.remove(victim)
         for victim in freed:
-            victim.leaving = "room"
-        return next((step for victim in freed if (step := self._evict(victim, "room"))), None)
+            victim.leaving = victim.leaving or "room"  # somebody may wait for the one that goes for memory
+        return next((step for victim in freed if (step := self._evict(victim, victim.leaving))), None)
 
     def _keep_within(self) -> None:
         """Models that turned out larger than their files said: the least recently used of the others goes."""
@@ -299,6 +308,13 @@ class Residency:
         there = [one for one in self.models.values() if (one.tier == Tier.DEVICE or one.moving) and one.key not in gone]
         working = max(one.working for one in (*there, model))
         return sum(one.weights for one in there) + model.weights + working - self.device_bytes
+
+    def _fits(self, key: str) -> bool:
+        try:
+            self.check_fits(key)
+        except TooLarge:
+            return False
+        return True
 
     def _stay(self, model: Model) -> float:
         return min(STAY * model.took, self.patience_s)

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REMEMBERED_S = 2.0  # why a model cannot be had; whoever asks later has it tried again
+SHORT_TRIES = (
+    3  # to load a model that the device has no memory for though no other one could go: somebody else may have it
+)
 ROOM_S = 30.0  # that a batch without memory waits for another model to go
 
 
@@ -122,7 +125,7 @@ class Residents:
             self.policy.models[key].pinned |= pinned
 
     def ready(self, recipe: Recipe) -> None:
-        """Wait until its model is on the device. Raises ModelError where it cannot come."""
+        """Wait until its model is on the device. Raises ModelError where it cannot come, DeviceLost."""
         key = recipe.weights
         with self._changed, self._waiting_for(key):
             while self.policy.models[key].tier < Tier.DEVICE:
@@ -132,7 +135,10 @@ class Residents:
     # -- for the engine
 
     def hold(self, adapter: Adapter) -> bool:
-        """Whether a batch of it may run now, and then it stays until `release`. Else it is on its way, or in trouble."""
+        """Whether a batch of it may run now, and then it stays until `release`. Else it is on its way, or in trouble.
+
+        Raises DeviceLost.
+        """
         key = _key(adapter)
         with self._changed:
             if self.policy.hold(key, time.monotonic()):
@@ -148,7 +154,7 @@ class Residents:
 
     @contextlib.contextmanager
     def holding(self, adapter: Adapter) -> Generator[None]:
-        """The same for one batch, waiting for the model. Raises ModelError where it cannot come."""
+        """The same for one batch, waiting for the model. Raises ModelError where it cannot come, DeviceLost."""
         key = _key(adapter)
         with self._changed, self._waiting_for(key):
             while not self.policy.hold(key, time.monotonic()):
@@ -182,6 +188,12 @@ class Residents:
                 return False
             self._changed.notify_all()
             return self._changed.wait_for(lambda: self.policy.evictions["memory"] > moved, ROOM_S)
+
+    def lose(self, why: str) -> None:
+        """The device takes nothing any more. No model and nobody's work is to blame: whoever asks for one gets DeviceLost."""
+        with self._changed:
+            self.lost, self._closed = why, True
+            self._changed.notify_all()
 
     # -- account
 
@@ -257,10 +269,7 @@ class Residents:
             self.policy.done(step, now, weights=model.nbytes, working=working, seconds=now - began)
             self._trouble.pop(step.key, None)
             self._seen.add(step.key)
-            try:
-                self.policy.too_large(step.key)
-            except TooLarge as error:
-                self._trouble[step.key] = _too_large(model, error), now
+            if self._why(step.key):  # it takes more than its files said
                 self.policy.models[step.key].leaving = "room"
             self._changed.notify_all()
         log.info(
@@ -280,6 +289,9 @@ class Residents:
         if step.to == Tier.HOST:
             try:
                 model.set_aside()
+            except DeviceLost as error:
+                self.lose(str(error))
+                return
             except Exception as error:  # no host memory: the disk has it
                 log.warning("%s is not kept in host memory: %s", self._names[step.key], error)
                 step = dataclasses.replace(step, to=Tier.DISK)
@@ -294,13 +306,16 @@ class Residents:
     def _failed(self, step: Step, error: Exception) -> None:
         model, now = self._models[step.key], time.monotonic()
         if isinstance(error, DeviceLost):
-            self.lost = str(error)
+            self.lose(str(error))
+            return
         if step.source == Tier.HOST:
             model.unload()
         short = isinstance(error, adapters.OutOfMemory)
         with self._changed:
             another = short and self.policy.make_room(step.key)
-            for_good = not another if short else not passing(error)
+            for_good = not passing(error)
+            if short:
+                for_good = not another and self.policy.models[step.key].failures + 1 >= SHORT_TRIES
             said = f"{model.folder} cannot be loaded: {type(error).__name__}: {error}"
             why = str(error) if isinstance(error, ModelError) else said
             for key in self.policy.failed(step, now, for_good=for_good):
@@ -317,16 +332,22 @@ class Residents:
     # -- under the lock
 
     def _want(self, key: str) -> None:
+        self._check_device()
         if not self._why(key):
             self.policy.want(key, time.monotonic())
             self._changed.notify_all()
 
     def _want_or_raise(self, key: str) -> None:
+        self._check_device()
         if self._closed:
             raise ModelError("this worker is stopping")
         if why := self._why(key):
             raise ModelError(why)
         self._want(key)
+
+    def _check_device(self) -> None:
+        if self.lost:
+            raise DeviceLost(self.lost)
 
     @contextlib.contextmanager
     def _waiting_for(self, key: str) -> Generator[None]:
@@ -338,6 +359,10 @@ class Residents:
             self._awaited += Counter()  # without those that nobody waits for
 
     def _why(self, key: str) -> str:
+        try:
+            self.policy.check_fits(key)
+        except TooLarge as error:
+            return _too_large(self._models[key], error)
         why, since = self._trouble.get(key, ("", 0.0))
         if why and time.monotonic() - since > REMEMBERED_S:
             del self._trouble[key]
@@ -350,7 +375,8 @@ def _key(adapter: Any) -> str:
 
 
 def _too_large(model: Model, error: TooLarge) -> str:
+    beside = f" beside {error.pinned:,} of pinned ones" if error.pinned else ""
     return (
-        f"{model.folder} needs {error.needed:,} bytes in {model.recipe.precision}, this pool's models have {error.budget:,}: "
+        f"{model.folder} needs {error.needed:,} bytes in {model.recipe.precision}, this pool's models have {error.budget:,}{beside}: "
         "send it to a larger pool, or raise memory_bytes in pools.yaml"
     )

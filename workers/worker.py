@@ -23,7 +23,7 @@ from .. import adapters
 from ..adapters import DeviceLost
 from ..adapters.devices import available
 from ..config import roots
-from ..config.errors import BrokerError, LadingError, ShardError, StopJob
+from ..config.errors import BrokerError, LadingError, ModelError, ShardError, StopJob
 from ..config.failpoints import failpoint
 from ..config.settings import Settings
 from ..pipelines.registry import Registry
@@ -216,6 +216,8 @@ class Worker:
                 self.models.preload(one)
             except LadingError as error:
                 log.error("preload of %s: %s", one.model, error)
+            except DeviceLost:
+                return  # the working thread ends this process
 
     def _session(self, writer: ThreadPoolExecutor) -> None:
         """Shards and requests through the engine, until something is to run alone or the worker stops."""
@@ -268,13 +270,15 @@ class Worker:
     def _do_alone(self, one: Assignment) -> None:
         try:
             shard = self._run_alone(one)
-        except ShardError as error:
-            if self.stopping.is_set():  # maybe its model did not come for that reason alone; the lease is given back
-                return
+        except (ShardError, ModelError) as error:
+            if self.stopping.is_set():
+                return  # nothing was wrong with it: it is given back
             shard = _failed(one, str(error))
         except LadingError as error:
             self._leave(one, error)
             return
+        except DeviceLost:
+            raise
         except Exception as error:  # it killed a process before: this one says what of
             log.exception("job %s, shard %d", one.of.job.id, one.work.shard.number)
             shard = _failed(one, f"{type(error).__name__}: {error}")

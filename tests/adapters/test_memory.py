@@ -16,7 +16,9 @@ from lading.adapters import DeviceLost, OutOfMemory, memory
 from lading.adapters.encode import Encoder
 from lading.adapters.holdings import ALIGNMENT, Holdings
 from lading.config.checkpoint import locate, resolve
+from lading.config.errors import ModelError
 from tests import models, models_outputs
+from tests.swapping import Kind
 
 CPU = torch.device("cpu")
 
@@ -168,26 +170,6 @@ def test_what_batches_take_grows_with_their_tokens(tmp_path: Path) -> None:
     assert 0.7 * taken <= adapter.working.of(int(prepared.costs.sum()), 1) <= 1.4 * taken
 
 
-@pytest.mark.parametrize(
-    ("raised", "told"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), OutOfMemory),
-        (MemoryError(), OutOfMemory),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"), OutOfMemory),
-        (RuntimeError("CUDA error: device-side assert triggered"), DeviceLost),
-        (RuntimeError("CUDA error: an illegal memory access was encountered"), DeviceLost),
-        (RuntimeError("shape '[1, 2]' is invalid for input of size 3"), RuntimeError),
-        (ValueError("CUDA error, says a text"), ValueError),
-    ],
-    ids=lambda one: type(one).__name__ if isinstance(one, Exception) else one.__name__,
-)
-def test_errors_of_the_device_have_names(raised: Exception, told: type[Exception]) -> None:
-    with pytest.raises(Exception) as found, memory.telling():  # noqa: PT011
-        raise raised
-    assert type(found.value) is told
-    assert str(raised) in str(found.value)
-
-
 def test_a_load_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = models.tiny_encoder(tmp_path / "model")
     adapter = adapters.make(resolve(locate(str(folder)), task="encode"), folder, device="cpu", threads=1)
@@ -203,3 +185,48 @@ def test_a_load_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Encoder, "_run", run)
     adapter.load(measure=True)
     assert adapter.nbytes > 0
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), OutOfMemory),
+        (MemoryError(), OutOfMemory),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), OutOfMemory),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), OutOfMemory),  # pinned host memory
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), OutOfMemory),
+        (RuntimeError("CUDA error: device-side assert triggered"), DeviceLost),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling"), DeviceLost),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError),
+        (ValueError("a text is no longer than its prompt"), ValueError),
+        (OutOfMemory("told already"), OutOfMemory),
+    ],
+)
+def test_errors_of_the_device_are_told_apart(error: Exception, expected: type[Exception]) -> None:
+    """Also as the cause of another error, which then is not the model's."""
+    with pytest.raises(expected) as told, memory.telling():
+        raise error
+    assert told.type is expected
+    if expected in (OutOfMemory, DeviceLost):
+        with pytest.raises(expected), memory.telling():
+            raise ModelError("a model of type 'bert' cannot be run packed") from error
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_model_that_left_for_the_disk_holds_nothing(number: int, kinds: list[Kind]) -> None:
+    """Whoever still knows its parts: another recipe with the same weights, a graph of objects that nobody collected yet."""
+    kind = kinds[number]
+    recipe = resolve(locate(str(kind.folder)), task=kind.verb)
+    owner, user = (adapters.make(recipe, kind.folder, device="cpu", threads=1) for _ in range(2))
+    user.use(owner)
+    owner.load()
+    row = owner.prepare([pa.array(["a row"])] * owner.inputs)
+    user.run([(row, np.arange(1))])
+    modules = [owner.packed.model, *(module for head in [*owner.heads, *user.heads] for module in head.modules)]
+    held = [one for module in modules for one in (*module.parameters(), *module.buffers())]
+    assert sum(one.numel() for one in held) > 10_000
+    owner.unload()
+    assert sum(one.untyped_storage().nbytes() for module in modules for one in module.parameters()) == 0
+    assert sum(one.untyped_storage().nbytes() for module in modules for one in module.buffers()) == 0
+    owner.load()
+    user.run([(row, np.arange(1))])

@@ -205,6 +205,7 @@ def test_the_manual_knows_every_json_field(
         "models": ["models"],
         "models show": ["models", "show", str(tiny_encoder)],
         "models verify": ["models", "verify", str(tiny_encoder)],
+        "models pull": ["models", "pull", str(tiny_encoder)],
     }
     documented = documented_fields()
     assert documented.keys() == commands.keys()

@@ -128,6 +128,42 @@ def test_a_model_that_cannot_come_fails_its_own_shards_and_requests_alone() -> N
     assert len(found[[shard.work.shard.number for shard in found].index(1)].parts[0].done) >= 1
 
 
+def test_a_model_that_cannot_come_is_told_of_however_busy_the_others_are() -> None:
+    """What keeps the device busy is no reason to look at the lost one's work too late, when its failure is forgotten."""
+    here, lost = Lengths(), Lengths()
+
+    class Endless(Lane):
+        def completed(self, items):
+            super().completed(items)
+            if self.pending():
+                self.waiting.append((here, "a"))
+
+        def pending(self):
+            return not self.refused or not given_up.is_set()
+
+    given_up, ended = threading.Event(), threading.Event()
+    places, lane = Places(), Endless((lost, "of the lost one"), *[(here, "a")] * 9)
+    places.there.add(id(here))
+    places.lost[id(lost)] = "its file is gone"
+
+    def feed():
+        yield from shards_of((lost, ["a"]))
+        while lane.pending() and not ended.wait(0.001):
+            yield None
+
+    def run():
+        for shard in engine(places, lane).shards(feed()):
+            assert shard.failure == "its file is gone"
+            given_up.set()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(30)
+    ended.set()
+    assert lane.refused == ["of the lost one"]
+    assert given_up.is_set()
+
+
 class Small(Lengths):
     """A device with room for batches of so many words."""
 

@@ -354,7 +354,7 @@ class Engine:
     def _form(self, window: Window) -> Batch | None:
         """The batch to run next: requests first, topped up with rows of shards, unless shards are owed their share."""
         with self.gauges.hand_out:
-            waiting = self.requests.adapters()
+            waiting = self._without_lost(window)
             self.models.working([*waiting, window.adapter] if window else waiting)
             asked: list[Chosen] = []
             rows: list[Chosen] = []
@@ -369,16 +369,20 @@ class Engine:
                 rows = window.take(self.limits.of(window.adapter))
             of_rows = cost_of(rows)
             self.backlog.cost_out += of_rows
-            if asked or rows:
-                return Batch(asked + rows, cost + of_rows)
-            for adapter in waiting:
-                if why := self.models.trouble(adapter):
-                    self.requests.refuse(adapter, why)
-                    self.bell.set()
-            if window and (why := self.models.trouble(window.adapter)):
-                self.backlog.cost_out += window.give_up(why)
-                self.bell.set()
-            return None
+            return Batch(asked + rows, cost + of_rows) if asked or rows else None
+
+    def _without_lost(self, window: Window) -> list[Adapter]:
+        """The models that requests wait for; what waits for one that cannot come fails, however much else there is to do."""
+        waiting: list[Adapter] = []
+        for adapter in self.requests.adapters():
+            if why := self.models.trouble(adapter):
+                self.requests.refuse(adapter, why)
+            else:
+                waiting.append(adapter)
+        if window and (why := self.models.trouble(window.adapter)):
+            self.backlog.cost_out += window.give_up(why)
+            self.bell.set()  # another window may be there
+        return waiting
 
     def _settle(self, ahead: deque[Future[Batch] | ShardInFlight]) -> Iterator[ShardInFlight]:
         """Hand out, in order, the batches that have ended; give back the shards that this completes."""

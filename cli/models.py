@@ -1,4 +1,4 @@
-"""The verb that shows what is known of models, and compares one with the reference library."""
+"""The verb that shows what is known of models, compares one with the reference library, and fetches them before they are needed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ HEADINGS = ("model", "task", "outputs", "architecture", "dims", "tokens", "licen
 @opt.options(opt.JSON)
 @click.pass_context
 def models(ctx: click.Context, task: str | None, as_json: bool) -> None:
-    """List the models of the catalogue; show or verify one.
+    """List the models of the catalogue; show or verify one, fetch several.
 
     A model need not be listed to be used: what a checkpoint's own files say is enough, and comes first.
     """
@@ -248,6 +248,46 @@ def verify(
     done = verify(checkpoint, recipe, side=side, device=device)
     click.echo(json.dumps(done.to_dict()) if as_json else "\n".join(done.lines()))
     return 0 if done.passed else FAILED
+
+
+@models.command()
+@click.argument("names", metavar="[MODEL[@REVISION]]...", nargs=-1, shell_complete=opt.model_names)
+@click.option("--adapter", "adapters", metavar="NAME", multiple=True, help="A LoRA adapter, likewise; repeat it.")
+@click.option("--pool", metavar="POOL", default="", help="Also those that this pool's workers preload (pools.yaml).")
+@opt.options(opt.JSON)
+def pull(names: tuple[str, ...], adapters: tuple[str, ...], pool: str, as_json: bool) -> int:
+    """Fetch models from the hub into its cache, weights too, so that no worker waits for a download.
+
+    What is there already is looked at and left alone, folders too. Nothing is loaded. With --json, one object per line. Ends with 0 if
+    all are there, with 2 if one cannot be had as it was named, with 3 if the hub or the disk failed: then the same command goes on.
+    """
+    from ..config.errors import UsageError
+    from ..config.pulling import Wanted
+    from ..config.pulling import pull as pull_one
+    from ..schedulers.pools import find, load
+
+    wanted = [*(Wanted(name) for name in names), *(Wanted(name, kind="adapter") for name in adapters)]
+    if pool:
+        preload = find(load(), pool).preload
+        wanted += [Wanted(one.model, one.options.revision) for one in preload]
+        wanted += [Wanted(one.options.adapter, kind="adapter") for one in preload if one.options.adapter]
+        if not wanted and not as_json:
+            click.echo(f"pool {pool} preloads no models (pools.yaml)")
+    elif not wanted:
+        raise UsageError(
+            "name models to fetch, or a pool whose preload is fetched: lading models pull MODEL, --pool POOL"
+        )
+    states: set[str] = set()
+    for one in dict.fromkeys(wanted):
+        done = pull_one(one)
+        states.add(done.state)
+        if as_json:
+            click.echo(json.dumps(done.to_dict()))
+        elif done.reason:
+            click.echo(f"lading: {done.reason}", err=True)
+        else:
+            click.echo(f"{done.model}: {done.state}, {(done.bytes or 0) / 1e6:,.1f} MB in {done.folder}")
+    return 3 if "unfinished" in states else 2 if "refused" in states else 0
 
 
 VERBS = (models,)

@@ -1,17 +1,19 @@
-"""The verbs that keep running: a pool's workers, and on one machine all that is needed."""
+"""The verbs that keep running: a pool's workers, and on one machine all that is needed; and a look at what workers hold."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..config.words import counted
 from . import options as opt
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ ROOTS = (
 )
 
 
-@click.command()
+@click.group(invoke_without_command=True, subcommand_metavar="[status]")
 @opt.options(DEVICES, ROOTS)
 @click.pass_context
 def worker(ctx: click.Context, pool: str, devices: str, allow: Sequence[str]) -> int:
@@ -48,11 +50,52 @@ def worker(ctx: click.Context, pool: str, devices: str, allow: Sequence[str]) ->
 
     Takes shards and requests from the broker at LADING_BROKER_URL. Ctrl-C or SIGTERM: nothing more is taken, what fits into the grace is
     finished, the rest given back; a second one cuts that short.
+
+    `lading worker status` starts nothing: it shows what the workers that run hold.
     """
+    if ctx.invoked_subcommand:
+        from ..config.errors import UsageError
+
+        if pool or devices or allow:
+            raise UsageError(
+                "--pool, --devices and --allow of a worker that is started go without `status`, its own behind it"
+            )
+        return 0
     from ..workers.programs import workers
 
     _allow(allow)
     return _run(workers(pool, devices, verbose=_verbose(ctx)))
+
+
+@worker.command()
+@click.option("--pool", metavar="NAME", default="", help="Only this pool's (pools.yaml).  [default: all]")
+@opt.options(opt.JSON)
+def status(pool: str, as_json: bool) -> None:
+    """Show what the workers hold: budgets, models and where they are, loads, evictions.
+
+    As each said last, at most a quarter of lease_s ago.
+    """
+    from ..config.settings import load as load_settings
+    from ..schedulers.connection import ALIVE_S, Broker
+    from ..schedulers.pools import find, load
+    from ..schedulers.reports import hit_rate, readable
+    from .holdings import lines
+
+    pools, settings = load(), load_settings()
+    broker, within_s = Broker.connect(settings.broker_url), max(ALIVE_S, settings.lease_s)
+    found: list[dict[str, Any]] = []
+    for name in [find(pools, pool).name] if pool else pools:
+        living, reports = broker.living(name, within_s), broker.reports(name, within_s)
+        if not as_json:
+            click.echo(f"pool {name}: {counted(len(living), 'worker')}")
+        for one in sorted(living | reports.keys()):
+            report = reports.get(one)
+            if report is not None and readable(report):
+                found.append({"pool": name, "worker": one, **report, "hit_rate": hit_rate(report)})
+            if not as_json:
+                click.echo("\n".join(lines(one, report)))
+    if as_json:
+        click.echo(json.dumps(found))
 
 
 @click.command()

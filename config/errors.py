@@ -4,6 +4,7 @@
   + UsageError                refused before any work; exit code 2
     - SpecError               the job spec: names file, key and the nearest valid spelling
     - ModelError              the checkpoint: missing, incomplete, or refused for safety
+      . HubAway               it is on the hub, which does not answer, or the disk takes it not: try again; exit code 3
     - SourceError             the input: no such file, missing column, unreadable footer
     - OutputError             the output: made by another job, other schema or recipe, not writable
   + ShardError                one shard cannot be finished; it is marked failed with this reason
@@ -44,6 +45,10 @@ class SpecError(UsageError):
 
 class ModelError(UsageError):
     pass
+
+
+class HubAway(ModelError):
+    exit_code = 3
 
 
 class SourceError(UsageError):

@@ -7,23 +7,17 @@ import glob
 import os
 import re
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from . import catalogue, settings
 from .content import WEIGHTS, WEIGHTS_INDEX, read_json, read_json_list
-from .errors import ModelError, nearest
+from .errors import HubAway, ModelError, nearest
+from .repository import ROUTER, is_whole, module_folders, routed, shards, wanted
 
 SENTENCE_TRANSFORMERS = "config_sentence_transformers.json"
-ADAPTER = "adapter_config.json"  # what a LoRA adapter has in place of a config.json
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _HUB_NAME = re.compile(r"(?P<name>[\w][\w.-]*(/[\w][\w.-]*)?)(@(?P<revision>[\w][\w./-]*))?", re.ASCII)
 _HUB = "https://huggingface.co"
 _LOGIN = "set HF_TOKEN to a token of that account, or log in with `hf auth login`"
-_ROUTER = "router_config.json"
-# Kind of a module -> the file without which its folder is only begun; a Normalize has none, nor always a folder.
-_PARTS = {"Pooling": "config.json", "Dense": WEIGHTS, "LayerNorm": WEIGHTS, "StaticEmbedding": WEIGHTS}
-# Root files that are other copies of the weights; the shards of `model` that are wanted are named by its index.
-_OTHER_COPIES = ("model", "pytorch_model", "consolidated", "open_clip")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,7 +82,7 @@ def locate(model: str, revision: str = "", *, offline: bool | None = None) -> Ch
 
     `revision` is a branch, tag or commit of a hub name, which may also be written behind it (`owner/model@revision`); "" is
     its main branch. `offline` None asks the settings. Tokens are huggingface_hub's business (HF_TOKEN, or its login); none is
-    ever part of a message. Raises ModelError that says where it looked.
+    ever part of a message. Raises ModelError that says where it looked; HubAway where the hub or the disk fails, not the name.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -106,7 +100,7 @@ def locate(model: str, revision: str = "", *, offline: bool | None = None) -> Ch
         raise ModelError(f"{model} names another revision than {revision!r}: say it once")
     model, revision = hub["name"], revision or hub["revision"] or ""
     found = _in_cache(model, revision)
-    if found is not None and _is_whole(found.folder):
+    if found is not None and is_whole(found.folder):
         return found
     if settings.load().offline if offline is None else offline:
         _unknown(model, revision, found, "the hub was not asked (offline)")
@@ -139,65 +133,6 @@ def _in_cache(model: str, revision: str) -> Checkpoint | None:
     return Checkpoint(folder.absolute(), "hub cache", model, commit)
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether a snapshot has what a model needs: other programs, or a download that was stopped, may have left a part of it."""
-    if (folder / ADAPTER).exists():
-        return (folder / ADAPTER_WEIGHTS).exists()
-    try:
-        modules = _module_folders(read_json_list(folder / "modules.json"))
-        routed = _routed(read_json(folder / _ROUTER))
-        shards = _shards(read_json(folder / WEIGHTS_INDEX))
-    except ModelError:
-        return False  # fetched anew, or said where the hub cannot be asked
-    if not routed and "StaticEmbedding" not in modules.values():  # those have all in folders of their own
-        weights = (folder / WEIGHTS).exists() or (bool(shards) and all((folder / name).exists() for name in shards))
-        if not (weights and (folder / "config.json").exists() and (folder / "tokenizer.json").exists()):
-            return False
-    needed = [folder / name for name in routed]
-    needed += [folder / path / _PARTS.get(kind, "") for path, kind in modules.items() if path and kind != "Normalize"]
-    needed += [folder / path / "tokenizer.json" for path, kind in modules.items() if kind == "StaticEmbedding"]
-    return all(one.exists() for one in needed)
-
-
-def _module_folders(modules: list[dict[str, Any]] | None) -> dict[str, str]:
-    """The folders that modules.json names -> the kind of module; "" is the root."""
-    return {str(one.get("path") or ""): str(one.get("type")).rpartition(".")[2] for one in modules or []}
-
-
-def _routed(router: dict[str, Any]) -> list[str]:
-    """The folders that a Router has its modules in, beside modules.json."""
-    types = router.get("types")
-    return [str(name) for name in types] if isinstance(types, dict) else []
-
-
-def _shards(index: dict[str, Any]) -> set[str]:
-    weights = index.get("weight_map")
-    return {str(name) for name in weights.values()} if isinstance(weights, dict) else set()
-
-
-def _wanted(names: list[str], folders: list[str], shards: set[str]) -> list[str]:
-    """The files of a repository that a model is made of: root JSON and weights, and what lies in the folders of its modules.
-
-    Other copies of the weights, exports for other runtimes, images and checkpoints of the training stay where they are.
-    The files of older tokenizers come along only where there is no tokenizer.json, which can be made from them.
-    """
-    older = () if "tokenizer.json" in names else (".txt", ".model")
-    weights = {WEIGHTS} if WEIGHTS in names else shards
-    inside = tuple(f"{folder}/" for folder in folders if folder)
-    found: list[str] = []
-    for name in names:
-        if name.startswith(inside):
-            wanted = name.endswith((".json", ".safetensors", ".txt"))
-        elif "/" in name:
-            wanted = False
-        elif name.endswith(".safetensors"):
-            wanted = name in weights or not name.startswith(_OTHER_COPIES)
-        else:
-            wanted = name == "artifact.metadata" or name.endswith((".json", ".jinja", *older))
-        found += [name] * wanted
-    return found
-
-
 def _download(model: str, revision: str) -> Checkpoint:
     try:
         from huggingface_hub import HfApi, hf_hub_download, snapshot_download
@@ -222,9 +157,9 @@ def _download(model: str, revision: str) -> Checkpoint:
                 Path(hf_hub_download(model, name, revision=about.sha)) if name in names else Path(name, "is not there")
             )
 
-        folders = [*_module_folders(read_json_list(fetched("modules.json"))), *_routed(read_json(fetched(_ROUTER)))]
-        wanted = _wanted(names, folders, _shards(read_json(fetched(WEIGHTS_INDEX))))
-        patterns = [glob.escape(name) for name in wanted]
+        folders = [*module_folders(read_json_list(fetched("modules.json"))), *routed(read_json(fetched(ROUTER)))]
+        needed = wanted(names, folders, shards(read_json(fetched(WEIGHTS_INDEX))))
+        patterns = [glob.escape(name) for name in needed]
         folder = snapshot_download(model, revision=revision or None, allow_patterns=patterns)
     except GatedRepoError:
         terms = f"the hub has it, but only for those who accepted its terms: accept them at {page}, then {_LOGIN}"
@@ -237,7 +172,12 @@ def _download(model: str, revision: str) -> Checkpoint:
         if isinstance(problem, HfHubHTTPError) and problem.response.status_code == 401:
             refused = "the hub refuses the token that it was given (HF_TOKEN, or that of `hf auth login`)"
             _unknown(model, revision, None, refused)
-        _unknown(model, revision, None, f"the hub could not be reached: {' '.join(str(problem).split())[:300]}")
+        told = " ".join(str(problem).split())[:300]
+        if isinstance(problem, HFValidationError):
+            _unknown(model, revision, None, f"the hub knows no such names: {told}")
+        if isinstance(problem, OSError) and problem.errno is not None and not isinstance(problem, ConnectionError):
+            raise HubAway(f"{model} cannot be stored in the hub's cache ({cache_folder()}): {told}") from problem
+        _unknown(model, revision, None, f"the hub could not be reached: {told}", error=HubAway)
     path = Path(folder).absolute()
     return Checkpoint(path, "hub", model, path.name)
 
@@ -250,7 +190,9 @@ def _no_folder(model: str, folder: Path) -> NoReturn:
     raise ModelError(f"no model {model}: no such folder{near}")
 
 
-def _unknown(model: str, revision: str, found: Checkpoint | None, hub: str) -> NoReturn:
+def _unknown(
+    model: str, revision: str, found: Checkpoint | None, hub: str, *, error: type[ModelError] = ModelError
+) -> NoReturn:
     at = f" at revision {revision!r}" if revision else ""
     cache = cache_folder()
     if found is not None:
@@ -263,7 +205,7 @@ def _unknown(model: str, revision: str, found: Checkpoint | None, hub: str) -> N
     parent = Path(model).parent
     near = [*_near(model, cached), *_near(model, [str(parent / name) for name in _folders(parent)])]
     hint = f"; did you mean {near[0]!r}?" if near else catalogue.near(model)
-    raise ModelError(f"no model {model}{at}: not a folder here, {held}, and {hub}{hint}")
+    raise error(f"no model {model}{at}: not a folder here, {held}, and {hub}{hint}")
 
 
 def _near(model: str, names: list[str]) -> list[str]:

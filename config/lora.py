@@ -10,7 +10,8 @@ from typing import Any
 
 from .content import files_hash, integer_at, read_json
 from .errors import ModelError
-from .hub import ADAPTER, ADAPTER_WEIGHTS, locate
+from .hub import locate
+from .repository import ADAPTER, ADAPTER_WEIGHTS
 
 CONFIG, WEIGHTS = ADAPTER, ADAPTER_WEIGHTS
 # Keys of adapter_config.json that are read here, or that change no number of a trained adapter: where it came from, how training

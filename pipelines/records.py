@@ -23,9 +23,10 @@ REJECT_CODES = (
     "unknown-token",  # a token for which the model has no vector
     "not-finite",  # the model produced NaN or infinity
     "failed",  # the model raised on this row alone
+    "out-of-memory",  # the device had no memory for this row alone, with no other model left to make room
     "killed",  # every process died that ran this row alone
 )
-RETRYABLE = ("failed", "not-finite", "killed")  # those whose rows another attempt may save
+RETRYABLE = ("failed", "out-of-memory", "not-finite", "killed")  # those whose rows another attempt may save
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

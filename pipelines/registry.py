@@ -40,6 +40,7 @@ class Entry:
     shards: int  # of its plan
     created: float  # Unix time of the last submission
     max_rejects: int | None = None  # as last submitted: the plan keeps the first
+    weights: str = ""  # what its recipe loads (Recipe.weights); "" where an earlier release submitted it
     version: int = ENTRY_VERSION
 
     @property

@@ -87,6 +87,7 @@ def submit(draft: Draft, queues: Queues, *, device: str = "") -> Submitted:
         shards=len(job.manifest.plan.shards),
         created=time.time(),
         max_rejects=spec.policy.max_rejects,
+        weights=draft.recipe.weights,
     )
     registry.add(entry)
     if draft.manifest is not None:

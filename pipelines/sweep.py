@@ -15,9 +15,10 @@ from typing import Any
 
 from ..config.errors import BadMessage, BrokerError, LadingError
 from ..schedulers.admission import MESSAGE_BYTES, WINDOW_BYTES, Claim, admit, window
-from ..schedulers.connection import Broker
+from ..schedulers.connection import ALIVE_S, Broker
 from ..schedulers.messages import ShardPointer, decode, shard_message
 from ..schedulers.pools import Pool, Pools, find
+from ..schedulers.reports import on_device
 from ..schedulers.sweeping import Turns, publish_totals
 from .aftercare import LOOK_S, Aftercare, settle
 from .generations import Pair
@@ -65,6 +66,7 @@ class Sweeper:
         self._care = Aftercare(registry, broker)
         self._follow_next = 0.0
         self._watched: dict[str, Watched] = {}
+        self._untold = ""  # why the broker did not tell what workers hold
         self._shunned: dict[str, tuple[float, str]] = {}  # job -> until when, and why
 
     def sweep(self, *, thorough: bool = False, lead_s: float = 0.0) -> Swept | None:
@@ -162,7 +164,7 @@ class Sweeper:
                 job.look()
             job.observe(queued.get(job.entry.job, set()), now)
             entry = job.entry
-            claims.append(Claim(entry.job, entry.recipe, entry.priority, job.held, job.ready(now)))
+            claims.append(Claim(entry.job, entry.recipe, entry.priority, job.held, job.ready(now), entry.weights))
 
         for job in jobs:
             self._apart(job.entry.job, lambda job=job: look(job))
@@ -170,11 +172,24 @@ class Sweeper:
         room = min(window(pool) - len(raws), (WINDOW_BYTES - sum(map(len, raws))) // MESSAGE_BYTES)
         pointers = [
             ShardPointer(run.job, *pair, by_id[run.job].entry.recipe)
-            for run in admit(claims, room, pool.pull_shards)
+            for run in admit(claims, room, pool.pull_shards, self._on_device(pool, claims))
             for pair in by_id[run.job].take(run.shards, now)
         ]
         queue.send([shard_message(pointer, now=time.time()) for pointer in pointers])
         return len(pointers)
+
+    def _on_device(self, pool: Pool, claims: Sequence[Claim]) -> frozenset[str]:
+        """The weights that workers of the pool hold, asked for only where there is something to choose. Nothing depends on it but an
+        order: a broker that does not tell (an ACL without `lading.residents.*`, say) stops no sweep."""
+        if len({claim.weights for claim in claims if claim.ready}) < 2:
+            return frozenset()
+        try:
+            return on_device(self.broker.reports(pool.name, max(ALIVE_S, self._lease_s)))
+        except BrokerError as error:
+            if str(error) != self._untold:
+                log.warning("what the workers of pool %s hold is not known: %s", pool.name, error)
+            self._untold = str(error)
+            return frozenset()
 
     def _look_after(self, job: Watched, swept: Swept, thorough: bool) -> None:
         cared = self._care.look_after(job, self._clock(), at_once=thorough)

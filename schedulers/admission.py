@@ -2,14 +2,15 @@
 
 The queue of a pool holds a window, not the jobs: what a pool can use before it is filled again, and enough that an
 autoscaler sees a backlog. Higher priorities go first; the jobs of one priority share the window equally, counting what
-each has there already, and what one cannot use goes to the others.
+each has there already, and what one cannot use goes to the others. Which models are loaded changes nobody's share: it decides who
+of equals is sent first, so that workers need not swap models for what could have waited its turn.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 
 from .pools import Pool
@@ -27,6 +28,7 @@ class Claim:
     priority: int
     held: int  # shards that wait in the queue or are leased
     ready: int  # shards that could be sent
+    weights: str = ""  # what its recipe loads
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,18 +44,19 @@ def window(pool: Pool) -> int:
     return min(2 * pool.max_workers * pool.pull_shards, WINDOW_BYTES // MESSAGE_BYTES)
 
 
-def admit(claims: Sequence[Claim], room: int, run: int) -> list[Run]:
+def admit(claims: Sequence[Claim], room: int, run: int, on_device: Collection[str] = ()) -> list[Run]:
     """What to send into `room` free places, in order of sending.
 
     Shards of one recipe go in runs of about `run` (what a worker takes at once), since a worker that gets several of one
-    recipe packs them together.
+    recipe packs them together. The recipes of one priority take turns; those whose weights are `on_device`, of some worker of
+    the pool, come first in every round of turns.
     """
     runs: list[Run] = []
     ordered = sorted(claims, key=lambda claim: -claim.priority)
     for _, equals in groupby(ordered, key=lambda claim: claim.priority):
         granted = _shares(list(equals), room)
         room -= sum(shares for _, shares in granted)
-        runs += _in_runs(granted, max(run, 1))
+        runs += _in_runs(granted, max(run, 1), on_device)
     return runs
 
 
@@ -79,10 +82,10 @@ def _shares(claims: Sequence[Claim], room: int) -> list[tuple[Claim, int]]:
     return [(claim, share) for claim, share in zip(claims, shares, strict=True) if share]
 
 
-def _in_runs(granted: list[tuple[Claim, int]], run: int) -> Iterator[Run]:
+def _in_runs(granted: list[tuple[Claim, int]], run: int, on_device: Collection[str]) -> Iterator[Run]:
     """The recipes take turns, a run each; the jobs of a recipe share its runs."""
     recipes: dict[str, list[tuple[Claim, int]]] = {}
-    for claim, share in granted:
+    for claim, share in sorted(granted, key=lambda one: one[0].weights not in on_device):
         recipes.setdefault(claim.recipe, []).append((claim, share))
     turns = {recipe: _dealt(shares) for recipe, shares in recipes.items()}
     for start in range(0, sum(share for _, share in granted), run):

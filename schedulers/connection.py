@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -71,6 +72,7 @@ class Broker:
         """Note that a worker has stopped in good order."""
         with translated(self.url):
             self.client.zrem(workers_key(pool), worker)
+            self.client.hdel(reports_key(pool), worker)
 
     def workers(self, pool: str) -> int:
         """How many workers have lately said that they live."""
@@ -79,6 +81,17 @@ class Broker:
     def living(self, pool: str, within_s: float = ALIVE_S) -> set[str]:
         """The names of those that said so within these seconds."""
         return {name.decode() for name in self.run(scripts.LIVING, [workers_key(pool)], within_s)}
+
+    def publish_report(self, pool: str, worker: str, report: dict[str, Any], within_s: float = ALIVE_S) -> None:
+        """Let others read what a living worker says of itself; reports of workers that were not heard of for `within_s` go."""
+        keys = [workers_key(pool), reports_key(pool)]
+        self.run(scripts.REPORT, keys, worker, json.dumps(report), within_s, round(FORGOTTEN_S))
+
+    def reports(self, pool: str, within_s: float = ALIVE_S) -> dict[str, dict[str, Any]]:
+        """By name, what the workers of a pool that lately said that they live last said of themselves (schedulers/reports.py)."""
+        said: list[bytes] = self.run(scripts.REPORTS, [workers_key(pool), reports_key(pool)], within_s)
+        found = {name.decode(): _object(report) for name, report in zip(said[::2], said[1::2], strict=True)}
+        return {name: report for name, report in found.items() if report is not None}
 
     def turn(self, name: str, seconds: float) -> bool:
         """Whether it is the caller's turn at something that one process at a time should do, for so long. Saves work, promises nothing."""
@@ -113,6 +126,19 @@ class AsyncBroker:
 
 def workers_key(pool: str) -> str:
     return f"lading.workers.{pool}"
+
+
+def reports_key(pool: str) -> str:
+    return f"lading.residents.{pool}"
+
+
+def _object(raw: bytes) -> dict[str, Any] | None:
+    """A JSON object; None for anything else."""
+    try:
+        found: object = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else None
 
 
 def redact(url: str) -> str:

@@ -177,6 +177,34 @@ redis.call('ZADD', KEYS[1], now, ARGV[1])
 """
 )
 
+# KEYS: workers of a pool, their reports. ARGV: name, report, seconds after which others are forgotten, the same of all reports.
+REPORT = (
+    _NOW
+    + """
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+redis.call('EXPIRE', KEYS[2], ARGV[4])
+local since = now - tonumber(ARGV[3])
+if redis.call('HLEN', KEYS[2]) > redis.call('ZCOUNT', KEYS[1], since, '+inf') then
+  for _, name in ipairs(redis.call('HKEYS', KEYS[2])) do
+    if tonumber(redis.call('ZSCORE', KEYS[1], name) or 0) < since then redis.call('HDEL', KEYS[2], name) end
+  end
+end
+"""
+)
+
+# KEYS: workers of a pool, their reports. ARGV: seconds. Returns name, report, name, report of those that said so long that they live.
+REPORTS = (
+    _NOW
+    + """
+local found = {}
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], now - tonumber(ARGV[1]), '+inf')) do
+  local report = redis.call('HGET', KEYS[2], name)
+  if report then found[#found + 1], found[#found + 2] = name, report end
+end
+return found
+"""
+)
+
 # KEYS: workers of a pool. ARGV: seconds.
 WORKERS = _NOW + "return redis.call('ZCOUNT', KEYS[1], now - tonumber(ARGV[1]), '+inf')"
 

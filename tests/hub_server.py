@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,20 @@ class Repository:
 
 
 class HubServer:
-    """Serves `models` until it is closed. `sent` has the files it sent, `asked` the paths it was asked for."""
+    """Serves `models` until it is closed. `sent` has the files it sent, `asked` the paths it was asked for.
 
-    def __init__(self, models: Mapping[str, Repository]) -> None:
+    `before` is called with verb and path of each request, in its thread, and may hold it.
+    """
+
+    def __init__(
+        self, models: Mapping[str, Repository], *, before: Callable[[str, str], None] = lambda verb, path: None
+    ) -> None:
         self.models, self.sent, self.asked = models, list[str](), list[str]()
         hub = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                before(self.command, self.path)
                 status, headers, body = hub.answer(self.path.partition("?")[0], self.headers.get("Authorization", ""))
                 self.send_response(status)
                 for name, value in {**headers, "Content-Length": str(len(body))}.items():

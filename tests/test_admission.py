@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,8 @@ from lading.schedulers.admission import MESSAGE_BYTES, WINDOW_BYTES, Claim, Run,
 from lading.schedulers.pools import Pool
 
 RUN = 4
+WEIGHTS = {"a": "x", "b": "y", "c": "y"}  # recipe -> what it loads
+held_weights = st.frozensets(st.sampled_from(["x", "y", "z"]))
 
 
 @st.composite
@@ -18,14 +21,21 @@ def some_claims(draw: st.DrawFn) -> list[Claim]:
     count = draw(st.integers(0, 8))
     small = st.integers(0, 50)
     return [
-        Claim(f"j{number}", draw(st.sampled_from("ab")), draw(st.integers(-1, 1)), draw(small), draw(small))
+        Claim(
+            f"j{number}",
+            recipe := draw(st.sampled_from("abc")),
+            draw(st.integers(-1, 1)),
+            draw(small),
+            draw(small),
+            WEIGHTS[recipe],
+        )
         for number in range(count)
     ]
 
 
-def granted(claims: list[Claim], room: int, run: int = RUN) -> Counter[str]:
+def granted(claims: list[Claim], room: int, run: int = RUN, on_device: Collection[str] = ()) -> Counter[str]:
     total: Counter[str] = Counter()
-    for one in admit(claims, room, run):
+    for one in admit(claims, room, run, on_device):
         total[one.job] += one.shards
     return total
 
@@ -62,11 +72,11 @@ def test_priorities_go_first(claims: list[Claim], room: int):
     assert order == sorted(order, reverse=True)
 
 
-@given(some_claims(), st.integers(0, 200), st.integers(1, 9))
-def test_recipes_come_in_runs(claims: list[Claim], room: int, run: int):
+@given(some_claims(), st.integers(0, 200), st.integers(1, 9), held_weights)
+def test_recipes_come_in_runs(claims: list[Claim], room: int, run: int, on_device: frozenset[str]):
     """While two recipes of one priority both have shards to send, they take turns of exactly `run`."""
     recipes = {claim.job: (claim.priority, claim.recipe) for claim in claims}
-    sequence = [recipes[one.job] for one in admit(claims, room, run) for _ in range(one.shards)]
+    sequence = [recipes[one.job] for one in admit(claims, room, run, on_device) for _ in range(one.shards)]
     left = Counter(sequence)
     place = 0
     while place < len(sequence):
@@ -75,6 +85,33 @@ def test_recipes_come_in_runs(claims: list[Claim], room: int, run: int):
         assert sequence[place : place + length] == [kind] * length
         left[kind] -= length
         place += length
+
+
+@given(some_claims(), st.integers(-5, 200), st.integers(1, 9), held_weights)
+def test_what_is_loaded_changes_nobody_s_share(claims: list[Claim], room: int, run: int, on_device: frozenset[str]):
+    """Every job gets the shards that it would get if nothing were loaded, none more and none less."""
+    assert granted(claims, room, run, on_device) == granted(claims, room, run)
+
+
+@given(some_claims(), st.integers(0, 200), st.integers(1, 9), held_weights)
+def test_what_is_loaded_goes_first_in_its_round(claims: list[Claim], room: int, run: int, on_device: frozenset[str]):
+    """In each round every recipe of a priority that has shards left has its run before any has its next: those on a device first."""
+    kinds = {claim.job: (claim.priority, claim.recipe) for claim in claims}
+    sent: Counter[tuple[int, str]] = Counter()
+    turns: list[tuple[int, int, bool]] = []
+    for one in admit(claims, room, run, on_device):
+        priority, recipe = kinds[one.job]
+        turns.append((-priority, sent[priority, recipe] // run, WEIGHTS[recipe] not in on_device))
+        sent[priority, recipe] += one.shards
+    assert turns == sorted(turns)
+
+
+def test_loaded_models_go_first():
+    """Of two jobs alike the one whose model some worker holds; the other has its turn next, and a higher priority goes before both."""
+    claims = [Claim("x", "a", 0, 0, 9, "x"), Claim("y", "b", 0, 0, 9, "y"), Claim("z", "c", 1, 0, 2, "z")]
+    order = [Run("z", 2), Run("y", 4), Run("x", 4), Run("y", 2), Run("x", 2)]
+    assert admit(claims, 14, 4, {"y"}) == order
+    assert admit(claims, 14, 4) == [Run("z", 2), Run("x", 4), Run("y", 4), Run("x", 2), Run("y", 2)]
 
 
 def test_a_small_job_is_served_beside_a_huge_one():

@@ -20,6 +20,7 @@ from lading.config.natives import WITHOUT_CODE
 from lading.config.weights import parameters
 from lading.schedulers.bodies import RequestOptions
 from lading.workers.models import RequestedModels
+from lading.workers.residency import Residency
 from lading.workers.residents import Residents
 from tests import models, models_outputs
 from tests.test_checkpoint import dense, plain_model, sentence_model, update
@@ -424,7 +425,7 @@ def test_a_request_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The options of a request reach its recipe, and what a table is told of the model names the entry."""
     own(tmp_path, f"a/b: {{{GOOD}, dims: 32, prompts: {{document: 'd: '}}}}", monkeypatch)
     folder = models.tiny_encoder(tmp_path / "m")
-    asked = RequestedModels(Residents("cpu", 1, 0), [str(tmp_path)], ["float32"])
+    asked = RequestedModels(Residents("cpu", 1, Residency(0)), [str(tmp_path)], ["float32"])
     recipe, _, said = asked("encode", str(folder), RequestOptions(known_as="a/b", pooling="cls", normalize=False))
     assert (recipe.prompt, recipe.pooling, recipe.normalize) == ("d: ", "cls", False)
     assert said["known_as"] == "a/b"

@@ -719,7 +719,7 @@ def test_the_hub_comes_last_and_is_said(tmp_path: Path, hub: str):
 def test_a_hub_that_does_not_answer_is_said():
     """No network is an error of two sentences, never a traceback."""
     (line,) = ask("http://127.0.0.1:9", ("owner/minilm", ""))
-    assert line.startswith("ModelError no model owner/minilm: not a folder here, not in the hub's cache")
+    assert line.startswith("HubAway no model owner/minilm: not a folder here, not in the hub's cache")
     assert "the hub could not be reached" in line
 
 

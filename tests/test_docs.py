@@ -20,10 +20,16 @@ from lading.cli import main
 from lading.cli.app import cli
 from lading.cli.streams import READER_LEFT
 from lading.config.catalogue import load
+from lading.config.settings import load as load_settings
 from lading.pipelines.records import REJECT_CODES
+from lading.pipelines.registry import Registry
 from lading.pipelines.spec import from_dict
+from lading.schedulers import pools
+from lading.schedulers.bodies import RequestOptions
 from lading.schedulers.connection import Broker
+from lading.schedulers.pools import Preload
 from lading.workers.summary import EXIT_CODES
+from lading.workers.worker import Worker
 from tests.redis_server import RedisServer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -200,14 +206,25 @@ def test_the_manual_knows_every_json_field(
         "retry": ["retry", "JOB"],
         "cancel": ["cancel", "JOB"],
         "queues": ["queues"],
+        "worker status": ["worker", "status"],
         "dead list": ["dead", "list", "cpu"],
         "dead show": ["dead", "show", "cpu", queue.dead()[0].id],
         "models": ["models"],
         "models show": ["models", "show", str(tiny_encoder)],
         "models verify": ["models", "verify", str(tiny_encoder)],
+        "models pull": ["models", "pull", str(tiny_encoder)],
     }
     documented = documented_fields()
     assert documented.keys() == commands.keys()
+    monkeypatch.setenv("LADING_ROOTS", str(tiny_encoder))
+    settings = load_settings()
+    worker = Worker(
+        pools.find(pools.load(), "cpu"), settings, Broker.connect(settings.broker_url), Registry(settings.jobs)
+    )
+    worker.models.preload(Preload("encode", str(tiny_encoder), RequestOptions()))
+    worker.broker.alive("cpu", worker.name)
+    worker.broker.publish_report("cpu", worker.name, worker.report())
+    worker.residents.close()
     job = ""
     for heading, command in commands.items():
         assert main([job if word == "JOB" else word for word in [*command, "--json"]]) == 0
@@ -217,6 +234,8 @@ def test_the_manual_knows_every_json_field(
             job = fields["job"]
         if heading == "status without argument":
             fields = {*fields, *fields["jobs"][0], *fields["pools"][0]}
+        if heading == "worker status":
+            fields = {*fields, *fields["models"][0]}
         if heading == "models verify":
             fields = {*fields, *fields["outputs"][0]}
         assert sorted(documented[heading]) == sorted(fields), heading

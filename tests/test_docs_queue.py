@@ -51,7 +51,7 @@ class Machine:
         self.broker = Broker.connect(server.url)
         self.words = {"MODEL": str(model)}  # of the document -> what stands for it here
         self.running: list[subprocess.Popen[bytes]] = []
-        self.workers = 0
+        self.pool, self.workers = "cpu", 0  # whose workers run, and how many
         write_corpus(folder)
         patch.chdir(folder)
         for name, value in {"BROKER_URL": server.url, "JOBS": f"{folder}/jobs", "FOLD_INTERVAL_S": "0.1"}.items():
@@ -71,7 +71,7 @@ class Machine:
         elif words[0] != "redis-server":  # ours runs
             given = dict(one.split("=", 1) for one in words if re.match(r"[A-Z_]+=", one))
             program, *arguments = words[len(given) :]
-            if program == "celery" or (arguments[0] in STAYS and "--once" not in arguments):
+            if program == "celery" or (arguments[0] in STAYS and not {"--once", "status"} & {*arguments}):
                 self._start(program, arguments, given)
             else:
                 assert program == "lading"
@@ -102,7 +102,7 @@ class Machine:
 
     def close(self) -> None:
         """All end with 0 when they are told to."""
-        until(lambda: self.broker.workers("cpu") == self.workers)
+        until(lambda: self.broker.workers(self.pool) == self.workers)
         for one in self.running:
             one.send_signal(signal.SIGTERM)
         for number, one in enumerate(self.running):

@@ -82,7 +82,7 @@ def asking(hub: HubServer, tmp_path: Path) -> Asking:
     def lines(*names: str, **environ: str) -> list[str]:
         said = ask(hub.url, tmp_path, LOCATE, *names, **environ)
         assert not [one for one in (TOKEN, STRANGER, "hf_wrong") if one in said], "the token was told to somebody"
-        return [line for line in said.splitlines() if line.startswith(("found ", "ModelError "))]
+        return [line for line in said.splitlines() if line.startswith(("found ", "ModelError ", "HubAway "))]
 
     return lines
 
@@ -178,7 +178,20 @@ def test_gated_models_say_how_to_get_in(hub: HubServer, asking: Asking):
 def test_offline_nothing_is_asked(hub: HubServer, asking: Asking):
     """With the setting `offline`, or huggingface_hub's own switch, a name that is not in the cache is an error, and nothing is sent."""
     (ours,) = asking("intfloat/e5-smal-v2", LADING_OFFLINE="true")
+    assert ours.startswith("ModelError ")
     assert "the hub was not asked (offline); did you mean 'intfloat/e5-small-v2'?" in ours
     (theirs,) = asking("owner/whole", HF_HUB_OFFLINE="1")
+    assert theirs.startswith("HubAway ")
     assert "the hub could not be reached" in theirs
     assert hub.asked == []
+
+
+def test_what_may_pass_is_told_from_what_will_not(asking: Asking, tmp_path: Path):
+    """A hub that is away and a cache that takes nothing are HubAway, which is tried again; a name that the hub does not have is none."""
+    (away,) = asking("owner/whole", HF_ENDPOINT="http://127.0.0.1:9")
+    assert away.startswith("HubAway no model owner/whole: ")
+    (tmp_path / "file").write_text("in the way")
+    (blocked,) = asking("owner/whole", HF_HUB_CACHE=str(tmp_path / "file/hub"))
+    assert blocked.startswith(f"HubAway owner/whole cannot be stored in the hub's cache ({tmp_path}/file/hub): ")
+    (nobody,) = asking("owner/nobody")
+    assert nobody.startswith("ModelError no model owner/nobody: ")

@@ -13,6 +13,7 @@ def test_a_limit_is_learned_and_kept_and_grows_again_slowly() -> None:
     assert limits.of("a") == 4096
     limits.exhausted("a", 4000)
     assert (limits.of("a"), limits.of("b")) == (2000, 4096)
+    assert limits.learned() == {"a": 2000}
     for _ in range(GROW_AFTER - 1):
         limits.ran("a", 1900)
     for _ in range(1000):
@@ -23,6 +24,7 @@ def test_a_limit_is_learned_and_kept_and_grows_again_slowly() -> None:
     for _ in range(20 * GROW_AFTER):
         limits.ran("a", limits.of("a"))
     assert limits.of("a") == 4096
+    assert limits.learned() == {}
 
 
 @given(room=st.integers(1, 500), budget=st.integers(1, 500))

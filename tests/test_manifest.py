@@ -182,6 +182,16 @@ def test_reopened_rejects_are_counted_once(output: Output, manifest: Manifest) -
     assert [(one.shard, one.generation) for one in again.finished()] == [(0, 0), (0, 1)]
 
 
+@pytest.mark.parametrize(
+    ("code", "rows"), [("failed", 1), ("out-of-memory", 1), ("not-finite", 1), ("killed", 1), ("too-long", 0)]
+)
+def test_what_may_pass_is_tried_again(manifest: Manifest, code: str, rows: int) -> None:
+    """A device may have memory tomorrow; a text stays too long."""
+    name = manifest.write_rejects(0, 0, "a", [reject(0, 2, code)])
+    manifest.publish(receipt(0, rejects={code: 1}, rejects_file=name))
+    assert manifest.reopen_rejects() == rows
+
+
 def test_a_void_generation_is_done_again(manifest: Manifest) -> None:
     """Where the staged files of a finished generation are gone, another takes its place, for the same rows."""
     manifest.publish(receipt(1))

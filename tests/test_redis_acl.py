@@ -142,8 +142,11 @@ def test_a_worker_can_do_everything_on_queues(guarded: RedisServer, admin: redis
     broker = Broker.connect(url_of(guarded, "worker"))
     broker.check()
     do_everything(broker.queue(name))
+    broker.publish_report("cpu", "lost", {"version": 1})
     broker.alive("cpu", "w")
     assert broker.workers("cpu") == 1
+    broker.publish_report("cpu", "w", {"version": 1})  # and removes the other
+    assert broker.reports("cpu") == {"w": {"version": 1}}
     broker.gone("cpu", "w")
     broker.client.set("lading.folding:somewhere", 1, nx=True, px=1000)
     folds.add(broker, "job", FoldCosts(1, 0, 0.5))
@@ -171,6 +174,9 @@ def test_a_scheduler_keeps_queues_filled_and_whole(guarded: RedisServer, admin: 
         assert queue.drop(queue.dead()) == 1
         assert queue.counts().waiting == 2
     assert broker.workers("cpu") == 0
+    worker.alive("cpu", "w")
+    worker.publish_report("cpu", "w", {"version": 1})
+    assert broker.reports("cpu") == {"w": {"version": 1}}
     broker.client.set("lading.folding:somewhere", 1, nx=True, px=1000)
     folds.add(broker, "job", FoldCosts(1, 0, 0.5))
     assert folds.read(broker, "job").seconds == 0.5
@@ -262,6 +268,7 @@ DENIED = {
     "see others": ("CLIENT", "LIST"),
     "stop the server": ("SHUTDOWN",),
     "watch the traffic": ("MONITOR",),
+    "read what workers hold": ("HVALS", "lading.residents.cpu"),
     "read letters": ("LRANGE", f"dead:{REQUESTS}", 0, -1),
 }
 

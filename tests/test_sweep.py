@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import shutil
 from pathlib import Path
 
@@ -44,6 +45,37 @@ def sweeper(at: Queues, clock: Clock | None = None) -> Sweeper:
 def held(at: Queues) -> int:
     counts = at.broker.queue("lading.cpu.shards").counts()
     return counts.waiting + counts.in_flight
+
+
+@pytest.mark.parametrize("loaded", [0, 1])
+def test_what_workers_hold_goes_first(at: Queues, tmp_path: Path, tiny_encoder: Path, loaded: int):
+    """Of two jobs, the one whose model a living worker has on its device is sent first; both get their half. A dead one's word is none."""
+    specs = [job_spec(tmp_path, tiny_encoder, name, 20) for name in ("a", "b")]
+    (step,) = specs[1].steps
+    specs[1] = dataclasses.replace(specs[1], steps=(dataclasses.replace(step, precision="bfloat16"),))
+    jobs = [submitted(at, spec).job for spec in specs]
+    held = {"version": 1, "models": [{"weights": at.registry.find(jobs[loaded]).weights, "tier": "device"}]}
+    other = {"version": 1, "models": [{"weights": at.registry.find(jobs[1 - loaded]).weights, "tier": "device"}]}
+    at.broker.alive("cpu", "living")
+    at.broker.publish_report("cpu", "living", held)
+    at.broker.client.hset("lading.residents.cpu", "dead", json.dumps(other))
+    at.broker.client.delete("lading.cpu.shards")
+    assert sweeper(at).sweep().sent == 8
+    first, second = jobs[loaded], jobs[1 - loaded]
+    assert [pointer.job for _, pointer in pull(at)] == [first, first, second, second] * 2
+
+
+def test_a_broker_that_does_not_tell_stops_no_sweep(at: Queues, tmp_path: Path, tiny_encoder: Path):
+    """Where the reports cannot be read, jobs are sent in the order in which they came."""
+    specs = [job_spec(tmp_path, tiny_encoder, name, 20) for name in ("a", "b")]
+    (step,) = specs[1].steps
+    specs[1] = dataclasses.replace(specs[1], steps=(dataclasses.replace(step, precision="bfloat16"),))
+    first, second = [submitted(at, spec).job for spec in specs]
+    at.broker.alive("cpu", "living")
+    at.broker.client.set("lading.residents.cpu", "in the way")
+    at.broker.client.delete("lading.cpu.shards")
+    assert sweeper(at).sweep().sent == 8
+    assert [pointer.job for _, pointer in pull(at)] == [first, first, second, second] * 2
 
 
 def test_submitting_sends_the_first_window(at: Queues, tmp_path: Path, tiny_encoder: Path):

@@ -30,6 +30,11 @@ class Limits:
         found = self._found.get(model)
         return self.budget if found is None else found.limit
 
+    def learned(self) -> dict[Hashable, int]:
+        """The limits that are below the budget."""
+        with self._lock:
+            return {model: found.limit for model, found in self._found.items()}
+
     def exhausted(self, model: Hashable, cost: int) -> None:
         """There was no memory for a batch of this cost: from now on half of it."""
         with self._lock:

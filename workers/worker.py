@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -30,9 +31,10 @@ from ..pipelines.registry import Registry
 from ..pipelines.strikes import step_of
 from ..pipelines.sweep import HUNGRY, LEAD, Sweeper
 from ..schedulers import pools
-from ..schedulers.connection import Broker
+from ..schedulers.connection import ALIVE_S, Broker
 from ..schedulers.outages import patiently
 from ..schedulers.pools import Pool
+from ..schedulers.reports import REPORT_VERSION
 from .answers import Answers
 from .assignments import Assignment, Desk
 from .engine import HOPELESS, Engine
@@ -142,6 +144,7 @@ class Worker:
         self.folds = Folds(self.desk, registry, broker, settings.fold_interval_s, self.leases.beat)
         self._ended = threading.Event()  # nothing is held any more
         self._kept = time.monotonic()  # when the broker last heard from here
+        self._untold = ""  # why the broker did not take the last report
         self._stuck = 0  # renewals in a row at which a batch was running and nothing had moved
         self._work_thread = threading.Thread(target=self._work, name="lading-work", daemon=True)
         self._keep_thread = threading.Thread(target=self._keep, name="lading-leases", daemon=True)
@@ -176,6 +179,17 @@ class Worker:
         )  # a pass that is cut off keeps others from sweeping until its turn has run out
         with contextlib.suppress(LadingError):  # it is forgotten by itself
             self.broker.gone(self.pool.name, self.name)
+
+    def report(self) -> dict[str, Any]:
+        """What it holds and how that came, and what its device had no memory for, as plain JSON (schedulers/reports.py)."""
+        said = self.residents.report()
+        names = {one["weights"]: one["model"] for one in said["models"]}
+        limits: dict[str, int] = {}  # tokens of a batch, by the model's name
+        for model, limit in self.engine.limits.learned().items():
+            name = names.get(getattr(model, "weights", ""), "")
+            limits[name] = min(limit, limits.get(name, limit))
+        out_of_memory = self.engine.gauges.out_of_memory
+        return {"version": REPORT_VERSION, **said, "out_of_memory": out_of_memory, "limits": limits}
 
     # -- the working thread
 
@@ -347,6 +361,16 @@ class Worker:
             self._on_end(f"the device hangs: a batch has not ended for {HUNG_LEASES * self.settings.lease_s:.0f} s")
         if self.residents.lost:
             self._end_without_device(self.residents.lost)
+        self._tell()
+
+    def _tell(self) -> None:
+        """What it holds, for whoever asks. Nothing depends on it, so what Redis refuses of it holds up no lease."""
+        try:
+            self.broker.publish_report(self.pool.name, self.name, self.report(), max(ALIVE_S, self.settings.lease_s))
+        except BrokerError as error:
+            if str(error) != self._untold:
+                log.warning("what this worker holds cannot be told: %s", error)
+            self._untold = str(error)
 
     def _sweep(self) -> None:
         """What the scheduler does, as long as no scheduler (and no other worker) does it."""

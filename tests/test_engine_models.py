@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from lading.adapters.contract import DeviceLost, OutOfMemory
-from lading.workers.engine import ROOMS, Engine
+from lading.workers.attempts import ROOMS
+from lading.workers.engine import Engine
 from lading.workers.packer import Packing
 from lading.workers.parts import Items
 from tests.test_engine import Lengths, Task, rows_of

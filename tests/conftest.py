@@ -124,3 +124,17 @@ def tiny_token_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> list[swapping.Kind]:
     """Five tiny models: dense, sparse, multi-vector, cross-encoder, token classifier."""
     return swapping.five(tmp_path_factory.mktemp("five"))
+
+
+@pytest.fixture
+def workers(redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[swapping.Workers]:
+    """Makes workers of small batches in this process, with a registry in `tmp_path`."""
+    made = swapping.Workers(redis_server.url, tmp_path, monkeypatch)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def direct() -> swapping.Direct:
+    """What models give that are alone."""
+    return swapping.Direct()

@@ -55,7 +55,11 @@ def tiny_encoder(
     _save(path, auto_class, architecture, **config)
     _write(
         path / "1_Pooling/config.json",
-        {"embedding_dimension": 32, "pooling_mode": pooling, "include_prompt": include_prompt},
+        {
+            "embedding_dimension": config.get("hidden_size", 32),
+            "pooling_mode": pooling,
+            "include_prompt": include_prompt,
+        },
     )
     _write(path / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
     _write(

@@ -15,24 +15,32 @@ POSITIONS = 640  # enough for texts of 600 tokens
 
 
 def splade(
-    path: Path, architecture: str = "bert", *, pooling: str = "max", activation: str = "relu", **saved: Any
+    path: Path,
+    architecture: str = "bert",
+    *,
+    pooling: str = "max",
+    activation: str = "relu",
+    config: dict[str, Any] | None = None,
+    **saved: Any,
 ) -> Path:
-    """A SparseEncoder: Transformer, SpladePooling. `saved`: further keys of config_sentence_transformers.json."""
+    """A SparseEncoder: Transformer, SpladePooling. `config`: further fields of config.json, `saved` of
+    config_sentence_transformers.json."""
     pytest.importorskip("sentence_transformers")
     from sentence_transformers import SparseEncoder
     from sentence_transformers.sparse_encoder.modules import SpladePooling
 
-    part = _transformer(masked_lm(path.with_name(f"{path.name}-mlm"), architecture), transformer_task="fill-mask")
+    own = masked_lm(path.with_name(f"{path.name}-mlm"), architecture, **(config or {}))
+    part = _transformer(own, transformer_task="fill-mask")
     SparseEncoder(modules=[part, SpladePooling(pooling, activation_function=activation)]).save(str(path))
     _edit(path / "config_sentence_transformers.json", **saved)
     return path
 
 
-def masked_lm(path: Path, architecture: str = "bert") -> Path:
-    """A *ForMaskedLM as transformers saves it."""
+def masked_lm(path: Path, architecture: str = "bert", **config: Any) -> Path:
+    """A *ForMaskedLM as transformers saves it. `config`: further fields of config.json."""
     import transformers
 
-    models._save(path, transformers.AutoModelForMaskedLM, architecture, positions=POSITIONS)
+    models._save(path, transformers.AutoModelForMaskedLM, architecture, positions=POSITIONS, **config)
     return path
 
 

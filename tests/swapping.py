@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from lading.adapters import Adapter, load
 from lading.config.checkpoint import locate, resolve
@@ -226,6 +227,25 @@ class Watched:
                 DEADLINE_S,
             )
 
+    def leave(self, kind: Kind) -> None:
+        """Take a model off the device."""
+        changed, model = self.residents._changed, self.policy.models[kind.recipe.weights]  # pyright: ignore[reportPrivateUsage]
+        with changed:
+            model.leaving = "room"
+            changed.notify_all()
+            assert changed.wait_for(lambda: model.tier < Tier.DEVICE, DEADLINE_S)
+
+    def until_told(self, asked: Iterable[str]) -> None:
+        """Wait until these requests are answered."""
+        until(lambda: all(map(self.told.__getitem__, asked)), self.residents.report)
+
+    def found(self, id: str) -> wire.Answer:
+        """The answer of one that was told, which must have been done."""
+        stored = self.answer(id)
+        assert stored is not None
+        assert stored["status"] == "SUCCESS", stored
+        return wire.read(stored["result"])
+
     def there(self) -> set[str]:
         return {key for key, one in self.policy.models.items() if one.tier == Tier.DEVICE}
 
@@ -233,8 +253,12 @@ class Watched:
 class Workers:
     """Makes workers for a test, and ends them."""
 
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
+    def __init__(self, url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        settings = {"BROKER_URL": url, "JOBS": f"{folder}/jobs", "ROOTS": "/", "THREADS": "1"}
+        settings |= {"BATCH_TOKENS_CPU": "128", "FOLD_INTERVAL_S": "0.05", "SWEEP_INTERVAL_S": "0.2"}
+        for name, value in settings.items():
+            monkeypatch.setenv(f"LADING_{name}", value)
+        self._broker = Broker.connect(url)
         self._made: list[Worker] = []
 
     def make(self, *, device_bytes: int = ALL_BYTES, **pool: Any) -> Watched:

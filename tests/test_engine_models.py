@@ -166,6 +166,26 @@ def test_a_model_that_cannot_come_is_told_of_however_busy_the_others_are() -> No
     assert given_up.is_set()
 
 
+def test_a_shard_that_is_given_up_while_it_is_read_has_failed() -> None:
+    """That all of it could be read in the end makes nothing good: its first rows have no result."""
+    lost, asked = Lengths(), threading.Event()
+
+    class Telling(Places):
+        def trouble(self, adapter):
+            asked.set()
+            return super().trouble(adapter)
+
+    places = Telling()
+    places.lost[id(lost)] = "its file is gone"
+
+    def read(_):
+        yield rows_of(["a b"] * 40)  # a window of its own
+        assert asked.wait(30)
+
+    (shard,) = engine(places).shards([Task(0, lost, read)])
+    assert shard.failure == "its file is gone"
+
+
 class Small(Lengths):
     """A device with room for batches of so many words."""
 

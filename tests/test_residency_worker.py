@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lading.config.settings import load as load_settings
-from lading.pipelines import wire
 from lading.schedulers import pools
-from lading.schedulers.connection import Broker
 from lading.workers.residency import Tier
-from tests.redis_server import RedisServer
 from tests.swapping import (
     ALL_BYTES,
     Direct,
@@ -32,28 +27,6 @@ from tests.swapping import (
 )
 
 JOBS = (0, 1, 4)  # of the five: dense, sparse, entities
-
-
-@pytest.fixture
-def workers(redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
-    for name, value in {
-        "BROKER_URL": redis_server.url,
-        "JOBS": f"{tmp_path}/jobs",
-        "ROOTS": "/",
-        "THREADS": "1",
-        "BATCH_TOKENS_CPU": "128",
-        "FOLD_INTERVAL_S": "0.05",
-        "SWEEP_INTERVAL_S": "0.2",
-    }.items():
-        monkeypatch.setenv(f"LADING_{name}", value)
-    made = Workers(Broker.connect(load_settings().broker_url))
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def direct() -> Direct:
-    return Direct()
 
 
 class Mixed:
@@ -80,10 +53,7 @@ class Mixed:
         """Each answered once, as the model alone answers; each row there once."""
         assert set(self.watched.told.values()) == {1}
         for id, (kind, text) in self.asked.items():
-            found = self.watched.answer(id)
-            assert found is not None
-            assert found["status"] == "SUCCESS", found
-            assert_same(wire.read(found["result"]), direct.answer(kind, text))
+            assert_same(self.watched.found(id), direct.answer(kind, text))
         for kind, (job, to) in self.jobs.items():
             count, found = totals(job, to), rows_of(to)
             assert (count.rows_in, count.done, count.rejected, count.failed) == (
@@ -109,7 +79,7 @@ def test_a_mixed_stream_through_room_for_two_of_five_ends_as_if_all_were_there(
     """The device never has more than its budget, at any move; models come back from where they were put."""
     watched = workers.make(host_bytes=host_bytes)
     budget = watched.measure(kinds, fitting=2)
-    mixed = Mixed(watched, kinds, tmp_path, requests=300, rows=48, seed=1)
+    mixed = Mixed(watched, kinds, tmp_path, requests=240, rows=48, seed=1)
     watched.worker.start()
     mixed.finish()
     mixed.check(direct)
@@ -148,12 +118,10 @@ def test_idle_models_leave_and_come_back_when_asked_for(workers: Workers, kinds:
     watched.worker.start()
     for _ in range(2):
         asked = watched.ask([(kind, "a row") for kind in kinds[:2]])
-        until(lambda asked=asked: all(map(watched.told.__getitem__, asked)))
+        watched.until_told(asked)
         until(lambda: not watched.there())
         for id, (kind, text) in asked.items():
-            found = watched.answer(id)
-            assert found is not None
-            assert_same(wire.read(found["result"]), direct.answer(kind, text))
+            assert_same(watched.found(id), direct.answer(kind, text))
     assert {step.reason for step, _, _ in watched.moves if step.to < Tier.DEVICE} == {"idle"}
     assert watched.policy.resident_bytes == 0
 
@@ -193,6 +161,5 @@ cpu:
     assert [watched.policy.models[kinds[n].recipe.weights].pinned for n in (0, 3)] == [True, False]
     assert f"preload of {tmp_path}/missing" in caplog.text
     assert f"preload of {damaged}" in caplog.text
-    (id,) = watched.ask([(kinds[3], "a row")])
-    until(lambda: watched.told[id])
+    watched.until_told(watched.ask([(kinds[3], "a row")]))
     assert watched.policy.misses == 2

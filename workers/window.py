@@ -113,7 +113,7 @@ class Windows:
                 self._dropped += 0 if isinstance(part, str) else int(part.prepared.costs.sum())
                 continue  # prepared ahead, not begun: left for the next run
             if isinstance(part, str):
-                shard.failure = part
+                shard.failure = shard.failure or part  # it may have been given up before its end was read
                 self._group.append(shard)
             elif self._adapter not in (None, part.adapter):
                 self._held = (shard, part)

@@ -168,8 +168,8 @@ class Watched:
         worker.answers.tell, self.policy.done = self._telling, self._doing  # pyright: ignore[reportAttributeAccessIssue]
 
     def _telling(self, told: Sequence[Any]) -> None:
-        self.told.update(asked.id for asked, _ in told)
         self._tell(told)
+        self.told.update(asked.id for asked, _ in told)
 
     def _doing(self, step: Step, *given: Any, **named: Any) -> None:
         self._done(step, *given, **named)

@@ -39,6 +39,14 @@ QUEUE_POINTS = (
     "answer.stored",
 )
 
+# Places of a model's way onto the device and off it.
+RESIDENCY_POINTS = (
+    "model.coming",
+    "model.came",  # nobody knows yet
+    "model.leaving",
+    "model.left",
+)
+
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 _passed = itertools.count(1)
 

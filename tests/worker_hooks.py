@@ -18,10 +18,27 @@ ITEM = b"."  # one for each item that goes to the device
 
 def install(hooks: dict[str, Any]) -> None:
     """`kills`, `hangs`: texts with this word do so (hanging, if there is a file `hung`, only the process that is first to make it, with its pid);
-    `dies_loading`: loading kills while this file exists; `ran`: a file that gets one byte for each item run."""
+    `dies_loading`: loading kills while this file exists; `poisons`: a file, and the process that makes it loses its device; `ran`: a file that gets one byte for each item run."""
     if "dies_loading" in hooks:
         _die_while_loading(hooks["dies_loading"])
+    if "poisons" in hooks:
+        _lose_device(hooks["poisons"])
     _watch_rows(hooks)
+
+
+def _lose_device(mark: str) -> None:
+    """From its first batch on, of the process that is first, every call fails, as after an assertion of a kernel."""
+    from lading.adapters.encode import Encoder
+
+    run, lost = Encoder._run, []
+
+    def poisoned(*given: Any, **named: Any) -> Any:
+        if lost or (threading.current_thread().name.startswith("lading-device") and _first(mark)):
+            lost.append(True)
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return run(*given, **named)
+
+    Encoder._run = poisoned
 
 
 def _die_while_loading(while_there: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lading.config import failpoints
-from lading.config.failpoints import COMMIT_POINTS, QUEUE_POINTS
+from lading.config.failpoints import COMMIT_POINTS, QUEUE_POINTS, RESIDENCY_POINTS
 from tests.chaos.conftest import SEED, Rigs
 from tests.chaos.rig import Tally
 from tests.crash import jobs
@@ -22,9 +22,8 @@ POINTS += QUEUE_POINTS
 def test_every_point_of_the_queue_is_died_at() -> None:
     """A point that no crash test dies at is a promise nobody keeps."""
     files = Path(failpoints.__file__).parents[1].glob("workers/*.py")
-    assert {name for file in files for name in re.findall(r'failpoint\("([^"]+)"', file.read_text())} == set(
-        QUEUE_POINTS
-    )
+    named = {name for file in files for name in re.findall(r'failpoint\("([^"]+)"', file.read_text())}
+    assert named == {*QUEUE_POINTS, *RESIDENCY_POINTS}  # of these test_residency.py dies
 
 
 @pytest.mark.parametrize("kind", ["lancedb", pytest.param("parquet", marks=pytest.mark.chaos)])

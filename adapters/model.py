@@ -156,7 +156,7 @@ class Model:
         """The same model with the LoRA adapter in `folder`, not loaded."""
         made = copy.copy(self)
         made.recipe, made.weights = recipe, recipe.weights
-        made.unload()
+        made._packed, made._heads, made._holdings = None, [], None  # not unloaded: those are this one's
         made.adapt(self, folder)
         return made
 

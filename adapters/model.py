@@ -71,7 +71,7 @@ class Model:
         self.fields = result_fields(recipe)
         self._on = device_of(device)
         self.device, self.streams, self._threads = str(self._on), streams(self._on.type, threads), threads
-        self.kernel = ""  # known once it is loaded
+        self._kernel = ""  # known once it is loaded
         self.working: Working | None = None  # measured at the first load that is told to
         self._packed: Loaded | None = None
         self._heads: list[Head] = []
@@ -100,7 +100,7 @@ class Model:
                     self._packed, self._heads = self._load()
                     modules = [self._packed.model, *(one for head in self._heads for one in head.modules)]
                     self._holdings = Holdings(modules, self._on)
-                self.kernel = self._packed.kernel if self._packed else ""
+                self._kernel = self._packed.kernel if self._packed else ""
             if measure and not self.working:
                 self.working = self._measured()
         except BaseException:
@@ -136,6 +136,11 @@ class Model:
             self._holdings.forget()
             self._holdings.leave(keep=False)
         self._packed, self._heads, self._holdings = None, [], None
+
+    @property
+    def kernel(self) -> str:
+        """See `Adapter`; "" as long as it was never loaded."""
+        return (self._owner or self)._kernel
 
     @property
     def nbytes(self) -> int:

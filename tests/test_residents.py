@@ -115,6 +115,9 @@ def test_recipes_share_weights(make: Make, tiny_encoder: Path) -> None:
     assert len({recipe.hash for recipe in recipes}) == len(recipes)
     found = [vectors(residents.get(recipe, tiny_encoder), residents) for recipe in recipes]
     assert residents.policy.loads[Tier.DISK] == 1
+    assert {residents.get(recipe, tiny_encoder).kernel for recipe in recipes} == {
+        load(recipes[0], tiny_encoder, device="cpu", threads=1).kernel
+    }
     for recipe, ours in zip(recipes, found, strict=True):
         alone = load(recipe, tiny_encoder, device="cpu", threads=1)
         np.testing.assert_array_equal(ours, vectors(alone))

@@ -90,6 +90,7 @@ class RequestLane:
         self._lock = threading.Lock()
         self._lines: dict[int, _Line] = {}  # by id of the adapter
         self._waiting = 0  # cost
+        self._away = False  # whether some of that waits for a model that is not on the device: others' requests are to be seen behind it
         self._opening: dict[_Asked, list[Asked]] = {}
         self._openers = ThreadPoolExecutor(OPENERS, thread_name_prefix="lading-open")
         self._room = threading.Event()
@@ -115,6 +116,7 @@ class RequestLane:
         with self._lock:
             turns = sorted(self._lines, key=lambda one: self._lines[one].served)
             key = next((one for one in turns if may_run(self._lines[one].adapter)), None)
+            self._away = key is None or key != turns[0]
             if key is None:
                 return []
             line = self._lines[key]
@@ -186,7 +188,8 @@ class RequestLane:
     def _pull(self) -> None:
         self._room.clear()  # before the look: what the engine takes from now on is heard
         # Of every model that some wait for: those whose model is not on the device keep none from one that is.
-        full = self._waiting > BUDGETS_AHEAD * self._budget * max(len(self._lines), 1)
+        lines = max(len(self._lines), 1) + self._away
+        full = self._waiting > BUDGETS_AHEAD * self._budget * lines
         if full or self._answers.behind or sum(map(len, list(self._opening.values()))) > UNOPENED * self._most:
             self._room.wait(WAIT_S)
             return

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
 import os
 import random
@@ -131,6 +132,7 @@ class Bench:
         from lading.schedulers.pools import Preload
         from lading.workers.worker import Worker
 
+        gc.collect()  # the models of the worker before
         shutil.rmtree(self.scratch / "jobs", ignore_errors=True)
         settings = load_settings()
         there = next(one for one in pools.load({}).values() if one.device == self.device)

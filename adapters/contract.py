@@ -51,11 +51,15 @@ class Adapter(Protocol):
 
     inputs: int  # how many text columns it takes: 1, or 2 for pairs
     fields: list[pa.Field]  # the result columns, without the user's prefix; metadata says how to undo a quantisation
-    kernel: str  # what runs attention and matrix products here, for logs and receipts
     device: str  # cpu, cuda, cuda:0
     streams: (
         int  # batches that run best at once: on a CPU one a thread, which then share no work and never wait; else 1
     )
+
+    @property
+    def kernel(self) -> str:
+        """What runs attention and matrix products here, for logs and receipts."""
+        ...
 
     def prepare(self, columns: list[pa.Array]) -> Prepared:
         """Tokenise `inputs` string columns of equal length. Never raises for a bad text: it goes to `bad`."""

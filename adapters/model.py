@@ -80,10 +80,8 @@ class Model:
         self._owner: Model | None = None  # whose weights this one uses, with a recipe of its own
         self._base: Model | None = None  # the model that this one is a LoRA adapter of
         self._adapter: Path | None = None
-        self._turned: tuple[list[Head], list[Head]] = (
-            [],
-            [],
-        )  # the other one's heads, and what became of them for this recipe
+        # The other one's heads, and what became of them for this recipe.
+        self._turned: tuple[list[Head], list[Head]] = [], []
 
     # -- states
 
@@ -217,10 +215,9 @@ class Model:
 
     def run(self, parts: list[tuple[Prepared, np.ndarray]]) -> Outputs:
         """See `Adapter.run`."""
+        # Of the calling thread: it may have had more before another thread loaded the model.
         if self._on.type == "cpu" and torch.get_num_threads() != 1:
-            torch.set_num_threads(
-                1
-            )  # of the calling thread: it may have had more before another thread loaded the model
+            torch.set_num_threads(1)
         with memory.telling(), torch.inference_mode():
             return self._run(parts)
 

@@ -144,12 +144,7 @@ class Bench:
         for one in self.models:
             worker.models.preload(Preload(one.verb, str(one.folder), RequestOptions()))
         residents = worker.residents
-        with residents._changed:  # all have a copy in host memory, whatever was evicted so far
-            for one in residents.policy.models.values():
-                if not one.copied:
-                    one.leaving = "room"
-            residents._changed.notify_all()
-            residents._changed.wait_for(lambda: all(one.copied for one in residents.policy.models.values()))
+        residents.let_go(*residents.policy.models)  # all have a copy in host memory now
         if not budget:
             for one in self.models:
                 worker.models.preload(Preload(one.verb, str(one.folder), RequestOptions()))
@@ -318,13 +313,9 @@ def swap(report: Report, models: list[Five], rounds: int, device: str) -> None:
         moves: dict[str, list[float]] = {"host": [], "disk": []}
         for _ in range(rounds):
             for tier, room in (("host", 1 << 40), ("disk", 0)):
-                with residents._changed:
-                    residents.policy.host_bytes = room
-                    if not room:
-                        model.copied = False
-                    model.leaving = "room"
-                    residents._changed.notify_all()
-                    residents._changed.wait_for(lambda model=model: model.tier.name != "DEVICE")
+                residents.policy.host_bytes = room
+                model.copied = model.copied and room > 0
+                residents.let_go(adapter.weights)
                 times[tier].append(first_row())
                 moves[tier].append(model.took)
         size = f"{model.weights / 1e6:,.0f} MB"

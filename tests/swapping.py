@@ -229,11 +229,7 @@ class Watched:
 
     def leave(self, kind: Kind) -> None:
         """Take a model off the device."""
-        changed, model = self.residents._changed, self.policy.models[kind.recipe.weights]  # pyright: ignore[reportPrivateUsage]
-        with changed:
-            model.leaving = "room"
-            changed.notify_all()
-            assert changed.wait_for(lambda: model.tier < Tier.DEVICE, DEADLINE_S)
+        self.residents.let_go(kind.recipe.weights)
 
     def until_told(self, asked: Iterable[str]) -> None:
         """Wait until these requests are answered."""

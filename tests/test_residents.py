@@ -133,7 +133,7 @@ def test_a_model_set_aside_comes_back_as_it_was(make: Make, tiny_encoder: Path) 
         adapter = residents.get(recipe, tiny_encoder)
         before, bytes_before = vectors(adapter, residents), residents.report()["resident_bytes"]
         for _ in range(3):
-            go(residents, recipe)
+            residents.let_go(recipe.weights)
             assert residents.report()["resident_bytes"] == 0
             np.testing.assert_array_equal(vectors(adapter, residents), before)
             assert residents.report()["resident_bytes"] == bytes_before
@@ -181,7 +181,7 @@ def test_memory_that_others_use_for_a_while_is_waited_for(
     recipe = resolve(locate(str(tiny_encoder)), task="encode")
     residents.get(recipe, tiny_encoder)
     residents.ready(recipe)
-    go(residents, recipe)
+    residents.let_go(recipe.weights)
     left[0] = SHORT_TRIES
     with pytest.raises(ModelError, match="CUDA out of memory"):
         residents.ready(recipe)
@@ -192,11 +192,3 @@ def vectors(adapter: Any, residents: Residents | None = None) -> np.ndarray:
     with residents.holding(adapter) if residents else contextlib.nullcontext():
         batch = adapter.run([(prepared, np.arange(2))]).batch
     return np.stack(batch.column(0).to_numpy(zero_copy_only=False))
-
-
-def go(residents: Residents, recipe: Recipe) -> None:
-    """Make a model leave the device."""
-    with residents._changed:  # pyright: ignore[reportPrivateUsage]
-        residents.policy.models[recipe.weights].leaving = "room"
-        residents._changed.notify_all()  # pyright: ignore[reportPrivateUsage]
-        assert residents._changed.wait_for(lambda: not there(residents, recipe), 10)  # pyright: ignore[reportPrivateUsage]

@@ -19,7 +19,6 @@ from lading.workers.parts import Items
 from lading.workers.residency import Residency, Tier
 from lading.workers.residents import Residents
 from tests import models
-from tests.test_residents import go
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 MIB = 1 << 20
@@ -48,13 +47,13 @@ def test_a_model_that_leaves_gives_its_bytes_back(residents: Residents, folder: 
     adapter: Any = residents.get(recipe, folder)
     prepared = adapter.prepare([pa.array(["some words", "and some more of them"])])
     expected = results(residents, adapter, prepared)
-    go(residents, recipe)
+    residents.let_go(recipe.weights)
     away = torch.cuda.memory_allocated()
     for _ in range(5):
         assert results(residents, adapter, prepared).equals(expected)
         torch.cuda.synchronize()
         assert torch.cuda.memory_allocated() - away >= adapter.nbytes
-        go(residents, recipe)
+        residents.let_go(recipe.weights)
         assert torch.cuda.memory_allocated() == away
     assert residents.policy.loads == {Tier.DISK: 1, Tier.HOST: 5}
     assert adapter._holdings._block.is_pinned()

@@ -34,11 +34,9 @@ from lading.schedulers.connection import Broker
 from lading.schedulers.messages import Request, request_message
 from lading.schedulers.pools import Preload
 from lading.workers.assignments import Assignment
-from lading.workers.residency import Tier
 from lading.workers.residents import REMEMBERED_S
 from lading.workers.worker import Worker
 from tests.redis_server import RedisServer
-from tests.test_residents import go
 
 ROWS = 10  # of a shard
 Make = Callable[..., Worker]
@@ -121,10 +119,8 @@ def leave_note(job: Submitted, shard: int, step: str = "begun") -> None:
     (place / f"{step}.dead").write_text('{"version":1}')
 
 
-def test_a_worker_stopped_while_it_loads_leaves_no_note(
-    make: Make, tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Or three stops would be taken for three deaths, and the job fail; also when the load goes on behind the stop's back."""
+def loads_that_wait(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Every load tells that it has begun (the first event), and goes on when it may (the second)."""
     load, loading, go_on = Model.load, threading.Event(), threading.Event()
 
     def slow(*given: Any, **named: Any) -> Any:
@@ -133,6 +129,14 @@ def test_a_worker_stopped_while_it_loads_leaves_no_note(
         return load(*given, **named)
 
     monkeypatch.setattr(Model, "load", slow)
+    return loading, go_on
+
+
+def test_a_worker_stopped_while_it_loads_leaves_no_note(
+    make: Make, tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or three stops would be taken for three deaths, and the job fail; also when the load goes on behind the stop's back."""
+    loading, go_on = loads_that_wait(monkeypatch)
     worker, hurry = make(), threading.Event()
     job = submit(spec(tmp_path, tiny_encoder, f"parquet://{tmp_path}/out"))
     worker.start()
@@ -235,7 +239,7 @@ def test_a_shard_keeps_its_model(make: Make, tmp_path: Path, tiny_encoder: Path)
     one = worker.desk.accept(lease)
     assert isinstance(one, Assignment)
     adapter = one.adapter
-    go(worker.residents, one.of.job.recipe)
+    worker.residents.let_go(one.of.job.recipe.weights)
     assert one.adapter is adapter
 
 
@@ -299,7 +303,7 @@ def suspect(worker: Worker, model: Path) -> str:
 
 
 def test_a_request_that_runs_alone_is_told_that_its_model_cannot_come(
-    started: Make, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, started: Make, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the worker goes on with the next."""
     load = Model.load
@@ -308,8 +312,8 @@ def test_a_request_that_runs_alone_is_told_that_its_model_cannot_come(
         raise RuntimeError("no such thing")
 
     monkeypatch.setattr(Model, "load", failing)
+    id = suspect(make(), tiny_encoder)  # before anybody works, who might take it first
     worker = started()
-    id = suspect(worker, tiny_encoder)
     until(lambda: worker.broker.client.get(f"celery-task-meta-{id}"))
     stored = json.loads(worker.broker.client.get(f"celery-task-meta-{id}"))  # pyright: ignore
     assert "no such thing" in stored["traceback"]
@@ -327,7 +331,7 @@ def test_a_shard_that_runs_alone_fails_with_a_model_that_cannot_come_back(
     worker = make()
     worker.models.preload(Preload("encode", str(tiny_encoder), RequestOptions()))
     (key,) = worker.residents.policy.models
-    leave_device(worker, key)
+    worker.residents.let_go(key)
 
     def failing(self: Model, **named: Any) -> Any:
         raise RuntimeError("no such thing")
@@ -342,26 +346,11 @@ def test_a_shard_that_runs_alone_fails_with_a_model_that_cannot_come_back(
     assert "no such thing" in json.loads(marker.read_text())["reason"]
 
 
-def leave_device(worker: Worker, key: str) -> None:
-    residents = worker.residents
-    with residents._changed:  # pyright: ignore[reportPrivateUsage]
-        residents.policy.models[key].leaving = "room"
-        residents._changed.notify_all()  # pyright: ignore[reportPrivateUsage]
-        assert residents._changed.wait_for(lambda: residents.policy.models[key].tier < Tier.DEVICE, 60)  # pyright: ignore
-
-
 def test_a_lone_shard_whose_worker_stops_while_its_model_loads_is_given_back(
     make: Make, tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That the worker stops is no failure of the shard."""
-    load, loading, go_on = Model.load, threading.Event(), threading.Event()
-
-    def slow(*given: Any, **named: Any) -> Any:
-        loading.set()
-        assert go_on.wait(60)
-        return load(*given, **named)
-
-    monkeypatch.setattr(Model, "load", slow)
+    loading, go_on = loads_that_wait(monkeypatch)
     worker, hurry = make(), threading.Event()
     job = submit(spec(tmp_path, tiny_encoder, f"parquet://{tmp_path}/out", 1))
     leave_note(job, 0)

@@ -62,9 +62,8 @@ class TooLarge(Exception):
 
 
 BACKOFF_S, LONGEST_BACKOFF_S = 1.0, 60.0
-STAY = (
-    4.0  # times what its coming took: so long a model with work stays, so that moving takes at most a fifth of the time
-)
+# Times what its coming took: so long a model with work stays, so that moving takes at most a fifth of the time.
+STAY = 4.0
 
 
 class Residency:
@@ -88,7 +87,9 @@ class Residency:
     def add(self, key: str, weights: int, *, base: str = "", pinned: bool = False) -> None:
         """Make a model known. Raises TooLarge for one that would never fit."""
         if key not in self.models:
-            self._check_size(weights + (self.models[base].weights if base else 0))
+            needed = weights + (self.models[base].weights if base else 0)
+            if self.device_bytes and needed > self.device_bytes:
+                raise TooLarge(needed, self.device_bytes)
             self.models[key] = Model(key, weights, base, pinned)
 
     def hold(self, key: str, now: float) -> bool:
@@ -229,9 +230,8 @@ class Residency:
 
     def _bring(self, model: Model, now: float, *, patient: bool) -> Step | None:
         """Its way onto the device, or that of one that must go first; None: not yet."""
-        if self._over(model) <= 0:
+        if (over := self._over(model)) <= 0:
             return Step(model.key, model.tier, Tier.DEVICE)
-        over = self._over(model)
         freed: list[Model] = []
         for victim in sorted(self._on_device(), key=lambda one: (self._has_work(one), one.used)):
             if victim.pinned or victim.key == model.base or victim.moving or self._pins(victim):
@@ -341,7 +341,3 @@ class Residency:
         model.copied = False
         if model.tier == Tier.HOST:
             model.tier = Tier.DISK
-
-    def _check_size(self, needed: int) -> None:
-        if self.device_bytes and needed > self.device_bytes:
-            raise TooLarge(needed, self.device_bytes)

@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REMEMBERED_S = 2.0  # why a model cannot be had; whoever asks later has it tried again
-SHORT_TRIES = (
-    3  # to load a model that the device has no memory for though no other one could go: somebody else may have it
-)
+SHORT_TRIES = 3  # to load a model without memory though no other one could go: another program may have it
 ROOM_S = 30.0  # that a batch without memory waits for another model to go
 
 
@@ -194,6 +192,16 @@ class Residents:
         with self._changed:
             self.lost, self._closed = why, True
             self._changed.notify_all()
+
+    def let_go(self, *keys: str) -> None:
+        """Make models leave the device as if others needed their room, and return when they have left; `keys`: their weights."""
+        with self._changed:
+            models = [self.policy.models[key] for key in keys]
+            for model in models:
+                if model.tier == Tier.DEVICE:
+                    model.leaving = model.leaving or "room"
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: all(model.tier < Tier.DEVICE for model in models))
 
     # -- account
 

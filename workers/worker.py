@@ -18,8 +18,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-
 from .. import adapters
 from ..adapters import DeviceLost
 from ..adapters.devices import available
@@ -28,7 +26,6 @@ from ..config.errors import BrokerError, LadingError, ModelError, ShardError, St
 from ..config.failpoints import failpoint
 from ..config.settings import Settings
 from ..pipelines.registry import Registry
-from ..pipelines.strikes import step_of
 from ..pipelines.sweep import HUNGRY, LEAD, Sweeper
 from ..schedulers import pools
 from ..schedulers.connection import ALIVE_S, Broker
@@ -37,26 +34,25 @@ from ..schedulers.pools import Pool
 from ..schedulers.reports import REPORT_VERSION
 from .answers import Answers
 from .assignments import Assignment, Desk
-from .engine import HOPELESS, Engine
+from .engine import Engine
 from .feed import Feed
 from .folding import Folds
 from .leases import RENEWALS, Leases
+from .lone import run_alone
 from .models import RequestedModels
-from .parts import Part, ShardInFlight
+from .parts import ShardInFlight
 from .publishing import publish
 from .requests import RequestLane
 from .residency import Residency
 from .residents import Residents
-from .suspects import rows_between, without
 
 log = logging.getLogger(__name__)
 
 # Small ones: what a worker has gathered no other one can do, and the end of a job waits for the slowest.
 WINDOW_BATCHES = 4  # sorted together
 AHEAD_BATCHES = 2  # of each stream, prepared beyond that
-HUNG_LEASES = (
-    3  # that a batch may run with nothing moving: a slow one has long lost its work to others, and this one is stuck
-)
+# That a batch may run with nothing moving: a slow one has long lost its work to others, and this one is stuck.
+HUNG_LEASES = 3
 WRITING = 2  # shards that may wait to be written: a slow sink holds the device back rather than filling memory
 
 
@@ -174,9 +170,8 @@ class Worker:
         self._ended.set()
         self._keep_thread.join(1.0)
         self._give_back()
-        self._sweep_thread.join(
-            max(left, 1.0)
-        )  # a pass that is cut off keeps others from sweeping until its turn has run out
+        # A pass that is cut off keeps others from sweeping until its turn has run out.
+        self._sweep_thread.join(max(left, 1.0))
         with contextlib.suppress(LadingError):  # it is forgotten by itself
             self.broker.gone(self.pool.name, self.name)
 
@@ -283,7 +278,7 @@ class Worker:
 
     def _do_alone(self, one: Assignment) -> None:
         try:
-            shard = self._run_alone(one)
+            shard = run_alone(one, self.engine, self.stopping)
         except (ShardError, ModelError) as error:
             if self.stopping.is_set():
                 return  # nothing was wrong with it: it is given back
@@ -298,44 +293,6 @@ class Worker:
             shard = _failed(one, f"{type(error).__name__}: {error}")
         if shard is not None:
             self._write(shard)
-
-    def _run_alone(self, one: Assignment) -> ShardInFlight | None:
-        """A shard that some process died of, or that the model took nothing of: piece by piece, each noted before it runs.
-
-        None if the worker is told to stop meanwhile. Raises ShardError, StopJob.
-        """
-        shard, place = ShardInFlight(one), one.place
-        if one.struck.unreadable:
-            shard.failure = "process after process died while it read these rows; look at the source, then lading retry"
-            return shard
-        adapter = one.adapter
-        read = list(one.read())
-        ordinals = np.sort(np.concatenate([np.empty(0, np.int64), *(rows.all_ordinals for rows in read)]))
-        pieces, given_up = one.struck.pieces(len(ordinals))
-        log.warning(
-            "job %s, shard %d runs alone in %d pieces, after %d deaths", one.of.job.id, place[0], len(pieces),
-            one.struck.notes.total(),
-        )  # fmt: skip
-        raised = items = 0
-        for piece in pieces:
-            if self.stopping.is_set():
-                return None
-            with one.of.strikes.noted(*place, step_of(piece)):
-                for rows in rows_between(read, ordinals[piece[0]], ordinals[piece[1] - 1]):
-                    prepared = adapter.prepare([rows.batch.column(name) for name in one.texts])
-                    part = Part(adapter, prepared, len(prepared.costs), shard=shard, rows=rows)
-                    raised += self.engine.alone(part)
-                    items += len(prepared.costs)
-                    shard.parts.append(part)
-                    shard.tokens += int(prepared.costs.sum())
-        if given_up:
-            for rows in without(read, ordinals[given_up], place[0]):
-                prepared = adapter.prepare([rows.batch.column(name) for name in one.texts])
-                shard.parts.append(Part(adapter, prepared, 0, shard=shard, rows=rows))
-        shard.parts.sort(key=lambda part: int(part.rows.all_ordinals.min()))
-        if raised == items >= HOPELESS:
-            shard.failure = "the model failed on every row; see the log, then lading retry"
-        return shard
 
     # -- the thread that keeps the leases
 

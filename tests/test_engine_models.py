@@ -69,7 +69,7 @@ class Lane:
                 self.waiting.remove((adapter, text))
                 prepared = adapter.prepare([pa.array([text])])
                 items = Items(adapter, prepared, len(prepared.costs))
-                return [(items, Packing(prepared.costs, budget_of(adapter)).take())]
+                return [(items, Packing(prepared.costs).take(budget_of(adapter)))]
         return []
 
     def refuse(self, adapter, why):

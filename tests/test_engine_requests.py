@@ -40,7 +40,7 @@ class Waiting:
             prepared = self.adapter.prepare([pa.array([text])])
             items = Items(self.adapter, prepared, len(prepared.costs))
             self.names[id(items)] = text
-            chosen.append((items, Packing(prepared.costs, budget).take()))
+            chosen.append((items, Packing(prepared.costs).take(budget)))
             budget -= int(prepared.costs.sum())
         return chosen
 

@@ -123,7 +123,7 @@ class Engine:
             ThreadPoolExecutor(self.streams, thread_name_prefix="lading-device") as device,
         ):
             try:
-                yield from self._loop(Windows(prepared, self.window, self.budget, self.stop), device, ahead)
+                yield from self._loop(Windows(prepared, self.window, self.stop), device, ahead)
             except StopJob:
                 # Requests were taken off their lane for what runs now, and have no part in why the shards stop.
                 for one in ahead:

@@ -12,11 +12,8 @@ class Packing:
     padded after all wastes little. Equal costs keep their order, so the same costs always give the same batches.
     """
 
-    def __init__(self, costs: np.ndarray, budget: int) -> None:
-        """costs: int64 (items,). Raises ValueError for a budget below 1."""
-        if budget < 1:
-            raise ValueError(f"the budget must be at least 1, not {budget}")
-        self.budget = budget
+    def __init__(self, costs: np.ndarray) -> None:
+        """costs: int64 (items,)."""
         self._order = np.argsort(-costs, kind="stable")
         self._ends = np.cumsum(costs[self._order])
         self._start, self._stop = 0, len(self._order)  # what is left: dear ones from the start, cheap ones to the stop
@@ -29,13 +26,14 @@ class Packing:
         """Of what is left."""
         return self._spent(self._stop) - self._spent(self._start)
 
-    def take(self, budget: int = 0) -> np.ndarray:
-        """The next batch: int64 item indices, at most `budget` (0: the packing's) in cost and about as dear as those that follow.
+    def take(self, budget: int) -> np.ndarray:
+        """The next batch: int64 item indices, at most `budget` in cost and about as dear as those that follow.
 
         Even batches cost no more fill than full ones and a rest, and streams that run them side by side end
-        together. An item above the budget is alone.
+        together. An item above the budget is alone. Raises ValueError for a budget below 1.
         """
-        budget = budget or self.budget
+        if budget < 1:
+            raise ValueError(f"the budget must be at least 1, not {budget}")
         spent = self._spent(self._start)
         left = self._spent(self._stop) - spent
         share = max(1, -(-left // max(1, -(-left // budget))))  # of the fewest batches that could take what is left
@@ -74,10 +72,10 @@ class Packing:
 
 def pack(costs: np.ndarray, budget: int) -> list[np.ndarray]:
     """All of the batches (see `Packing.take`)."""
-    packing = Packing(costs, budget)
+    packing = Packing(costs)
     batches: list[np.ndarray] = []
     while packing:
-        batches.append(packing.take())
+        batches.append(packing.take(budget))
     return batches
 
 

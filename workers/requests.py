@@ -285,7 +285,7 @@ class RequestLane:
             members.append(Member(one, len(inputs), len(one.request.inputs)))
             inputs.extend(one.request.inputs)
         prepared = adapter.prepare(_columns(inputs, adapter.inputs))
-        packing = Packing(prepared.costs, self._budget)
+        packing = Packing(prepared.costs)
         group = Group(
             adapter,
             prepared,

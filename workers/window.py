@@ -30,7 +30,7 @@ class Window:
     first: np.ndarray  # int64 (parts,): the first item of each part
 
     @classmethod
-    def of(cls, group: list[ShardInFlight | Part], budget: int) -> Window:
+    def of(cls, group: list[ShardInFlight | Part]) -> Window:
         parts = [one for one in group if isinstance(one, Part) and not one.shard.failure]
         for part in parts:
             part.shard.begin()
@@ -38,11 +38,11 @@ class Window:
         costs = np.concatenate([np.empty(0, np.int64), *(part.prepared.costs for part in parts)])
         ends = [one for one in group if isinstance(one, ShardInFlight)]
         owner = np.repeat(np.arange(len(parts)), counts)
-        return cls(parts, ends, Packing(costs, budget), owner, np.cumsum([0, *counts]))
+        return cls(parts, ends, Packing(costs), owner, np.cumsum([0, *counts]))
 
     @classmethod
     def none(cls) -> Window:
-        return cls.of([], 1)
+        return cls.of([])
 
     def __bool__(self) -> bool:
         return bool(self.packing)
@@ -51,8 +51,8 @@ class Window:
     def adapter(self) -> Adapter:
         return self.parts[0].adapter
 
-    def take(self, budget: int = 0) -> list[Chosen]:
-        """The next batch; `budget`: in place of that which the window was made for."""
+    def take(self, budget: int) -> list[Chosen]:
+        """The next batch."""
         return self._chosen(self.packing.take(budget))
 
     def fill(self, room: int) -> list[Chosen]:
@@ -63,7 +63,7 @@ class Window:
         """Its shards fail, and all that is left of it is dropped; how much that costs."""
         for part in self.parts:
             part.shard.failure = part.shard.failure or why
-        dropped, self.packing = self.packing.cost, Packing(np.empty(0, np.int64), 1)
+        dropped, self.packing = self.packing.cost, Packing(np.empty(0, np.int64))
         return dropped
 
     def _chosen(self, batch: np.ndarray) -> list[Chosen]:
@@ -77,8 +77,8 @@ class Window:
 class Windows:
     """Gathers what comes from the preparing thread, in order, into windows of about `window` cost, each of one adapter."""
 
-    def __init__(self, prepared: Ahead[Prepared], window: int, budget: int, stop: threading.Event) -> None:
-        self._prepared, self._window, self._budget, self._stop = prepared, window, budget, stop
+    def __init__(self, prepared: Ahead[Prepared], window: int, stop: threading.Event) -> None:
+        self._prepared, self._window, self._stop = prepared, window, stop
         self._group: list[ShardInFlight | Part] = []
         self._cost = 0
         self._adapter: Adapter | None = None  # of the group's parts
@@ -131,6 +131,6 @@ class Windows:
         group, self._group, cost, self._cost, self._adapter = self._group, [], self._cost, 0, None
         if self._stop.is_set():
             group = [one for one in group if (one if isinstance(one, ShardInFlight) else one.shard).started]
-        window = Window.of(group, self._budget)
+        window = Window.of(group)
         self._dropped += cost - window.packing.cost
         return window

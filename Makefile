@@ -1,4 +1,4 @@
-# make demo | test | check | chaos | bench | clean. Needs Python 3.11 or newer and pip; everything goes into .venv.
+# make demo | test | check | check-deploy | chaos | bench | clean. Needs Python 3.11 or newer and pip; everything goes into .venv.
 #
 # PYTHON=python3.12      which Python makes .venv (default: the first new enough one on PATH)
 # TORCH_INDEX=URL        where torch comes from; empty is pip's own index (default: the CPU builds where there is no
@@ -7,7 +7,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test check chaos bench clean
+.PHONY: demo test check check-deploy chaos bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,7 +24,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.test
-	$(BIN)/pytest -m "not chaos" $(ARGS)
+	$(BIN)/pytest -m "not chaos and not deploy" $(ARGS)
 
 check: $(VENV)/.dev
 	@status=0; \
@@ -32,6 +32,9 @@ check: $(VENV)/.dev
 		echo "$$tool"; $(BIN)/$$tool || status=1; \
 	done; \
 	exit $$status
+
+check-deploy: $(VENV)/.deploy
+	$(BIN)/pytest -m deploy $(ARGS)
 
 chaos: $(VENV)/.test
 	$(BIN)/pytest -m chaos --timeout 7200 $(ARGS)
@@ -64,7 +67,7 @@ $(VENV)/.torch: $(VENV)/.pip constraints.txt
 		|| echo "torch: nothing at $(TORCH_INDEX), taking it from pip's own index (larger: it brings CUDA)"
 	@touch $@
 
-$(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt adapters/_attention.c adapters/_int8.c adapters/_int8.c
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt adapters/_attention.c adapters/_int8.c
 	@echo "installing lading[demo] into $(VENV) (some minutes the first time)"
 	@$(INSTALL) --editable '.[demo]'
 	@touch $@
@@ -76,6 +79,10 @@ $(VENV)/.test: $(VENV)/.demo
 
 $(VENV)/.dev: $(VENV)/.test
 	@$(INSTALL) --group dev
+	@touch $@
+
+$(VENV)/.deploy: $(VENV)/.test
+	@$(INSTALL) --group deploy
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.test

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,9 @@ def tokenizer(architecture: str) -> Any:
         )
         trainer = trainers.UnigramTrainer(**options, unk_token=names["unk"])
     else:
-        made = Tokenizer(models.WordPiece(unk_token=names["unk"]))
-        made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-        trainer = trainers.WordPieceTrainer(**options)
-    made.train_from_iterator(itertools.islice(docstrings(), 300), trainer)
+        made, trainer = word_pieces(special, names["unk"]), None
+    if trainer is not None:
+        made.train_from_iterator(itertools.islice(docstrings(), 300), trainer)
     used = [(token, made.token_to_id(token)) for token in special if token in single]
     pair = (
         single + " " + single.partition(" ")[2].replace("$A", "$B") if "cls" in names else f"{single} $B {used[-1][0]}"
@@ -110,6 +110,31 @@ def tokenizer(architecture: str) -> Any:
     made.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=used)
     named = {f"{name}_token": token for name, token in names.items()}
     return PreTrainedTokenizerFast(tokenizer_object=made, **named, model_input_names=["input_ids", "attention_mask"])
+
+
+def word_pieces(special: list[str], unknown: str) -> Tokenizer:
+    """BERT's kind of tokenizer, the same in every process, which the library's trainer does not promise: the commonest words, the
+    commonest ends of the others, and every letter of ASCII."""
+    made = Tokenizer(models.WordPiece(unk_token=unknown))
+    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    words: Counter[str] = Counter()
+    for text in itertools.islice(docstrings(), 300):
+        words.update(word for word, _ in made.pre_tokenizer.pre_tokenize_str(made.normalizer.normalize_str(text)))
+    ends: Counter[str] = Counter()
+    for word, count in words.items():
+        ends.update({f"##{word[-size:]}": count for size in (2, 3, 4) if len(word) > size})
+    letters = sorted(letter for letter in set("".join(words)) if letter.isascii())
+    pieces = [*special, *letters, *(f"##{letter}" for letter in letters)]
+    room = VOCABULARY - len(pieces)
+    pieces += _commonest(words, pieces, room * 2 // 3)
+    pieces += _commonest(ends, pieces, VOCABULARY - len(pieces))
+    made.model = models.WordPiece({piece: number for number, piece in enumerate(pieces)}, unk_token=unknown)
+    return made
+
+
+def _commonest(counts: Counter[str], known: list[str], most: int) -> list[str]:
+    left = [piece for piece in counts if piece not in set(known)]
+    return sorted(left, key=lambda piece: (-counts[piece], piece))[:most]
 
 
 # -- published layouts: what the authors' own code calls what transformers' class has

@@ -184,15 +184,11 @@ def _tokenizer(architecture: str) -> Any:
             vocab_size=VOCABULARY, special_tokens=special, unk_token="<unk>", show_progress=False
         )
     else:
-        tokenizer, special = (
-            Tokenizer(models.WordPiece(unk_token="[UNK]")),
-            ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"],
-        )
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        special = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"]
+        tokenizer, trainer = families.word_pieces(special, "[UNK]"), None
         tokenizer.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(itertools.islice(docstrings(), 300), trainer)
+    if trainer is not None:
+        tokenizer.train_from_iterator(itertools.islice(docstrings(), 300), trainer)
     begin, pad, end, unknown, mask = special
     pair = f"{begin} $A {end} {end} $B {end}" if begin == "<s>" else f"{begin} $A {end} $B:1 {end}:1"
     tokenizer.post_processor = processors.TemplateProcessing(

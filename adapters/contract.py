@@ -50,6 +50,7 @@ class Adapter(Protocol):
     """A loaded model. `prepare` may be called from several threads, `run` from up to `streams` others, all at the same time."""
 
     inputs: int  # how many text columns it takes: 1, or 2 for pairs
+    weights: str  # hash of all that it has in memory; recipes that differ in nothing of it share it (config/recipe.py)
     fields: list[pa.Field]  # the result columns, without the user's prefix; metadata says how to undo a quantisation
     device: str  # cpu, cuda, cuda:0
     streams: (

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from tokenizers import AddedToken, Encoding, Tokenizer
 
@@ -41,6 +42,7 @@ CHARACTERS_A_TOKEN = 32
 MARGIN_TOKENS = 64
 BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
 NO_TOKENS = ("empty-text", "the tokenizer finds no token in the text")
+MOST_CUTS = 8  # limits for which a tokenizer is kept, when no recipe has it any more
 SAMPLE = "a"  # shows which special tokens stand before a text
 
 
@@ -61,25 +63,64 @@ def _ending(text: str, max_tokens: int) -> str:
     return text[place.start() :] if place else text
 
 
+class _Files:
+    """A tokenizer.json as it was read once for all recipes that read it alike: with 250,000 tokens it takes some 100 MB."""
+
+    def __init__(self, path: Path, markers: Sequence[str], *, needed: bool) -> None:
+        """Raises ModelError."""
+        try:
+            self.whole = Tokenizer.from_file(str(path))  # neither cuts nor pads
+        except Exception as error:  # the library raises plain Exception for every kind of damage, and for no file
+            raise ModelError(f"{path} cannot be read: {error}") from error
+        self.whole.no_padding()
+        self.whole.no_truncation()
+        self._cuts: dict[tuple[int, str], Tokenizer] = {}
+        # Markers that the tokenizer would cut into pieces become tokens. Stanford's are a must, PyLate's may be plain text.
+        for marker in markers:
+            token = next((one for one in (marker, marker.strip()) if self.whole.token_to_id(one) is not None), None)
+            if token is None and needed:
+                raise ModelError(f"{path} has no token {marker.strip()!r}, with which the model's texts begin")
+            if token is not None and self.whole.encode(token, add_special_tokens=False).tokens != [token]:
+                self.whole.add_special_tokens([AddedToken(token, normalized=False, special=True)])
+
+    def cut(self, tokens: int, side: str) -> Tokenizer:
+        """The one that truncates to so many; of pairs the longer text first, as the reference does."""
+        made = self._cuts.get((tokens, side))
+        if made is None:
+            made = Tokenizer.from_str(self.whole.to_str())
+            made.enable_truncation(tokens, direction=side)
+            if len(self._cuts) >= MOST_CUTS:
+                self._cuts.pop(next(iter(self._cuts)), None)
+            self._cuts[tokens, side] = made
+        return made
+
+
+_READ: WeakValueDictionary[tuple[object, ...], _Files] = WeakValueDictionary()  # as long as a recipe's tokenizer has it
+
+
+def _files(path: Path, recipe: Recipe) -> _Files:
+    needed = recipe.token_modules == ("model.safetensors",)
+    try:
+        state = path.stat()
+        key = (path.resolve(), state.st_mtime_ns, state.st_size, recipe.markers, needed)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    found = _READ.get(key)
+    if found is None:  # two threads at once read it twice, and one of the two is soon forgotten
+        found = _READ[key] = _Files(path, recipe.markers, needed=needed)
+    return found
+
+
 class TextTokenizer:
     """The tokenizer of one checkpoint under one recipe. Threads may share it."""
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         """Raises ModelError if the checkpoint has no usable tokenizer.json, or the prompt leaves no room."""
         path = folder / "tokenizer.json"
-        try:
-            self.whole = Tokenizer.from_file(str(path))  # neither cuts nor pads
-        except Exception as error:  # the library raises plain Exception for every kind of damage, and for no file
-            raise ModelError(f"{path} cannot be read: {error}") from error
-        self.recipe = recipe
+        self.recipe, self._files = recipe, _files(path, recipe)
+        self.whole, self._cut = self._files.whole, self._files.cut(recipe.max_tokens, recipe.truncation_side)
         self._rowless = self._without_rows(path)
-        self.whole.no_padding()
-        self.whole.no_truncation()
-        self._mark(path)
         self._special = recipe.architecture not in ("static", "idf")  # a table has no row for what begins a text
-        self._cut = Tokenizer.from_str(self.whole.to_str())
-        # Longest first, as the reference does.
-        self._cut.enable_truncation(recipe.max_tokens, direction=recipe.truncation_side)
         if recipe.truncation_side == "left" and recipe.task == "score" and recipe.prompt:
             raise ModelError("truncation_side: left would cut the prompt of a pair off; use right")
         alone = self._encode(self.shape(""))
@@ -112,15 +153,6 @@ class TextTokenizer:
         if all_needed and None in found:
             raise ModelError(f"the tokenizer has no token {tokens[found.index(None)]!r}, which the model needs")
         return [one for one in found if one is not None]
-
-    def _mark(self, path: Path) -> None:
-        """Markers that the tokenizer would cut into pieces become tokens. Stanford's are a must, PyLate's may be plain text."""
-        for marker in self.recipe.markers:
-            token = next((one for one in (marker, marker.strip()) if self.whole.token_to_id(one) is not None), None)
-            if token is None and self.recipe.token_modules == ("model.safetensors",):
-                raise ModelError(f"{path} has no token {marker.strip()!r}, with which the model's texts begin")
-            if token is not None and self.whole.encode(token, add_special_tokens=False).tokens != [token]:
-                self.whole.add_special_tokens([AddedToken(token, normalized=False, special=True)])
 
     def _without_rows(self, path: Path) -> dict[int, str]:
         """Added tokens, by id, for which the model has no row: a batch with one would fail, or worse.

@@ -63,6 +63,10 @@ class ShardError(LadingError):
     exit_code = 3
 
 
+class NotNow(ShardError):
+    """Nothing is wrong with the shard: what it needs may be there later, and others should not wait for that."""
+
+
 class SourceChanged(ShardError):
     pass
 

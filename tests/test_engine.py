@@ -26,6 +26,7 @@ class Lengths:
 
     inputs = 1
     kernel = "words"
+    weights = "words"
     device = "cpu"
 
     def __init__(self, streams: int = 1) -> None:

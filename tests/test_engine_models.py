@@ -209,7 +209,7 @@ def test_without_memory_batches_become_small_enough_and_stay_so() -> None:
     (shard,) = running.shards(shards_of((adapter, ["a b"] * 400)))
     assert sum(len(items) for part in shard.parts for items, _ in part.done) == 400
     assert not shard.parts[0].failed
-    assert running.limits.of(adapter) <= 8
+    assert running.limits.of(adapter.weights) <= 8
     assert adapter.failures == running.gauges.out_of_memory <= 8
 
 

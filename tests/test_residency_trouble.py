@@ -19,8 +19,9 @@ from lading.adapters.extract import TokenClassifier
 from lading.adapters.holdings import Holdings
 from lading.pipelines.output import output_paths
 from lading.pipelines.report import rejects
+from lading.pipelines.sweep import Sweeper
 from lading.workers import limits, residency
-from lading.workers.residents import SHORT_TRIES
+from lading.workers.residents import BLIPS, SHORT_TRIES
 from tests.swapping import (
     ALL_BYTES,
     Direct,
@@ -124,7 +125,7 @@ def test_rows_land_once_however_short_memory_is(
             assert_same(found, expected[kind, text])
     found_limits = watched.worker.engine.limits
     adapters = [watched.residents.at_hand(kind.recipe) for kind in some]
-    assert max(found_limits.of(one) for one in adapters) <= LIMIT
+    assert max(found_limits.of(one.weights) for one in adapters) <= LIMIT
 
     short.limit, short.often = BUDGET, 0.0
     monkeypatch.setattr(limits, "GROW_AFTER", 1)
@@ -132,9 +133,9 @@ def test_rows_land_once_however_short_memory_is(
         more = watched.ask([(kind, text) for text in texts(24) for kind in some])
         watched.until_told(more)
         assert not any(watched.found(id).errors for id in more)
-        if min(found_limits.of(one) for one in adapters) == BUDGET:
+        if min(found_limits.of(one.weights) for one in adapters) == BUDGET:
             break
-    assert min(found_limits.of(one) for one in adapters) == BUDGET
+    assert min(found_limits.of(one.weights) for one in adapters) == BUDGET
 
 
 def copied(kind: Kind, folder: Path) -> Kind:
@@ -226,6 +227,50 @@ def test_a_full_disk_is_waited_for_and_others_are_answered_meanwhile(
     assert rows_of(to).num_rows == len(corpus)
     for id in waits:
         assert_same(watched.found(id), direct.answer(late, "a row"))
+
+
+@pytest.mark.parametrize("seen", [False, True], ids=["at first", "later"])
+def test_a_model_that_may_come_some_day_keeps_no_other_job_from_its_end(
+    seen: bool, workers: Workers, kinds: list[Kind], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its shards are given back after a few tries, neither failed nor done, also where it had been there before; once it comes, they end."""
+    late, other = kinds[0], kinds[1]
+    monkeypatch.setenv("LADING_LEASE_S", "2")  # so long its shards are left alone
+    watched = workers.make()
+    watched.measure([late, other] if seen else [other])
+    if seen:
+        watched.residents.let_go(late.recipe.weights)
+    load, away, tries = Encoder._load, [True], [0]  # pyright: ignore
+
+    def loading(self: Encoder) -> Any:
+        if self.weights == late.recipe.weights and away[0]:
+            tries[0] += 1
+            raise OSError(errno.EIO, "Input/output error")
+        return load(self)
+
+    monkeypatch.setattr(Encoder, "_load", loading)
+    monkeypatch.setattr(residency, "BACKOFF_S", 0.2)
+    path = write_corpus(tmp_path / "corpus.parquet", corpus := texts(64))
+    stuck, fine = (
+        (submit(kind.spec(path, to)), to)
+        for kind, to in ((late, f"parquet://{tmp_path}/a"), (other, f"parquet://{tmp_path}/b"))
+    )
+    watched.worker.start()
+    worker = watched.worker
+
+    def swept() -> bool:
+        """What was given back is sent again; by itself a worker would wait ever longer before that."""
+        Sweeper(worker.broker, worker.registry, {"cpu": worker.pool}, lease_s=2.0).sweep(thorough=True)
+        return True
+
+    until(lambda: ended(fine[0]), watched.residents.report)
+    until(lambda: swept() and tries[0] >= BLIPS + 2, watched.residents.report)
+    assert not ended(stuck[0])
+    assert (totals(*stuck).shards_done, totals(*stuck).shards_failed) == (0, 0)
+    away[0] = False
+    until(lambda: swept() and ended(stuck[0]), watched.residents.report)
+    assert rows_of(stuck[1]).num_rows == rows_of(fine[1]).num_rows == len(corpus)
+    assert totals(*stuck).shards_failed == 0
 
 
 def test_a_slow_first_load_holds_up_nobody_whose_model_is_there(

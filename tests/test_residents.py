@@ -20,6 +20,7 @@ from lading.config.errors import ModelError
 from lading.config.recipe import Recipe
 from lading.config.weights import weight_bytes
 from lading.workers import residency
+from lading.workers import residents as residents_module
 from lading.workers.residency import Residency, Tier
 from lading.workers.residents import REMEMBERED_S, SHORT_TRIES, Residents
 from tests.models_lora import tiny_adapter
@@ -122,6 +123,23 @@ def test_recipes_share_weights(make: Make, tiny_encoder: Path) -> None:
         alone = load(recipe, tiny_encoder, device="cpu", threads=1)
         np.testing.assert_array_equal(ours, vectors(alone))
     assert found[2].shape[1] == 16
+
+
+def test_recipes_are_forgotten_and_come_again(make: Make, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An application may ask with another prompt each time: only so many are remembered, the last asked for, and whoever holds a
+    forgotten one can run it as before."""
+    monkeypatch.setattr(residents_module, "MOST_RECIPES", 2)
+    residents = make(0)
+    recipes = [resolve(locate(str(tiny_encoder)), task="encode", prompt_text=f"{n}: ") for n in range(3)]
+    first, second = (residents.get(recipe, tiny_encoder) for recipe in recipes[:2])
+    assert residents.get(recipes[0], tiny_encoder) is first
+    residents.get(recipes[2], tiny_encoder)
+    assert [residents.known(recipe) for recipe in recipes] == [True, False, True]
+    assert residents.get(recipes[1], tiny_encoder) is not second
+    residents.ready(recipes[1])
+    with residents.holding(second):
+        texts = second.prepare([pa.array(["a cat"])])
+        assert second.run([(texts, np.arange(1))]).batch.num_rows == 1
 
 
 def test_a_model_set_aside_comes_back_as_it_was(make: Make, tiny_encoder: Path) -> None:

@@ -77,4 +77,4 @@ def test_a_batch_for_which_there_is_no_memory_is_cut_down(residents: Residents, 
     assert not any(isinstance(outcome, Exception) for _, outcome in outcomes)
     assert sum(len(chosen) for some, _ in outcomes for _, chosen in some) == 4000
     if gauges.out_of_memory:
-        assert attempts.limits.of(adapter) < whole
+        assert attempts.limits.of(adapter.weights) < whole

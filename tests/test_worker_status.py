@@ -124,7 +124,7 @@ def test_status_of_a_worker(
     with worker.residents.holding(adapter):
         pass
     worker.engine.gauges.out_of_memory = 2
-    worker.engine.limits.exhausted(adapter, 3000)
+    worker.engine.limits.exhausted(adapter.weights, 3000)
     until(lambda: said().get("limits"))
     assert main(["worker", "status", "--pool", "cpu", "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)

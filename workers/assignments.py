@@ -73,7 +73,7 @@ class OpenJob:
         self.looked = time.monotonic()
 
     def adapter(self) -> Adapter:
-        """Raises ShardError where this worker cannot have the model, or processes died again and again that loaded it."""
+        """Raises ShardError where this worker cannot have the model, or processes died again and again that loaded it; NotNow."""
         recipe = self.job.recipe
         try:
             if (found := self.residents.at_hand(recipe)) is not None:
@@ -91,7 +91,7 @@ class OpenJob:
             name = " + ".join(part for part in (checkpoint.describe(), step.adapter) if part)
             with self.strikes.loading(recipe.hash):
                 adapter = self.residents.get(recipe, checkpoint.folder, locate_adapter(step.adapter), name=name)
-                self.residents.ready(recipe)
+                self.residents.ready(recipe, patient=False)
             # It can be loaded: who died of something else meanwhile must not add up over the days of a long job.
             self.strikes.forgive_loading(recipe.hash)
             return adapter

@@ -37,11 +37,13 @@ class Attempts:
         adapter, cost = chosen[0][0].adapter, cost_of(chosen)
         single = sum(len(items) for _, items in chosen) == 1
         tried = 0
-        while single or cost <= self.limits.of(adapter):  # batches that were formed before may be too large by now
+        while single or cost <= self.limits.of(
+            adapter.weights
+        ):  # batches that were formed before may be too large by now
             self.running.add(threading.get_ident())
             try:
                 found = adapter.run([(part.prepared, items) for part, items in chosen])
-                self.limits.ran(adapter, cost)
+                self.limits.ran(adapter.weights, cost)
                 return [(chosen, found)]
             except DeviceLost as error:
                 self.models.lose(str(error))
@@ -53,7 +55,7 @@ class Attempts:
                     continue
                 if single:
                     return [(chosen, error)]
-                self.limits.exhausted(adapter, cost)
+                self.limits.exhausted(adapter.weights, cost)
                 log.warning("no memory for %d tokens (%s); halving the batch", cost, error)
             except Exception as error:  # becomes a reject of the row that causes it, or stops the job
                 if single:

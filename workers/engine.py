@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ..adapters.contract import Adapter, OutOfMemory, Outputs
-from ..config.errors import ShardError, StopJob
+from ..config.errors import NotNow, ShardError, StopJob
 from ..pipelines.records import Rows
 from .attempts import Attempts, Outcome
 from .gauges import Gauges
@@ -136,7 +136,7 @@ class Engine:
 
     def alone(self, items: Items) -> int:
         """Run prepared items in this thread with nothing beside them, while `shards` is not running; how many the model raised on."""
-        for batch in pack(items.prepared.costs, self.limits.of(items.adapter)):
+        for batch in pack(items.prepared.costs, self._limit(items.adapter)):
             with self.models.holding(items.adapter), self.gauges.run:
                 outcomes = self.attempts.run([(items, batch)])
             _share_out(outcomes)
@@ -168,7 +168,7 @@ class Engine:
                         break
                     yield shard, rows
             except ShardError as error:
-                failure = str(error)
+                failure, shard.later = str(error), isinstance(error, NotNow)
             yield shard, failure
 
     def _prepare(
@@ -242,17 +242,20 @@ class Engine:
             asked: list[Chosen] = []
             rows: list[Chosen] = []
             if window and self.shares.owed > 0 and self.models.hold(window.adapter):
-                rows = window.take(self.limits.of(window.adapter))
+                rows = window.take(self._limit(window.adapter))
             else:
-                asked = self.requests.take(self.models.hold, self.limits.of)
+                asked = self.requests.take(self.models.hold, self._limit)
             cost = cost_of(asked)
             if asked and window and window.adapter is asked[0][0].adapter:
-                rows = window.fill(self.limits.of(window.adapter) - cost)
+                rows = window.fill(self._limit(window.adapter) - cost)
             elif not asked and not rows and window and self.models.hold(window.adapter):
-                rows = window.take(self.limits.of(window.adapter))
+                rows = window.take(self._limit(window.adapter))
             of_rows = cost_of(rows)
             self.backlog.cost_out += of_rows
             return Batch(asked + rows, cost + of_rows) if asked or rows else None
+
+    def _limit(self, adapter: Adapter) -> int:
+        return self.limits.of(adapter.weights)
 
     def _without_lost(self, window: Window) -> list[Adapter]:
         """The models that requests wait for; what waits for one that cannot come fails, however much else there is to do."""
@@ -262,8 +265,11 @@ class Engine:
                 self.requests.refuse(adapter, why)
             else:
                 waiting.append(adapter)
-        if window and (why := self.models.trouble(window.adapter)):
-            self.backlog.cost_out += window.give_up(why)
+        if not window:
+            return waiting
+        why, later = self.models.trouble(window.adapter), self.models.delay(window.adapter)
+        if why or later:
+            self.backlog.cost_out += window.give_up(why or later, later=not why)
             self.bell.set()  # another window may be there
         return waiting
 

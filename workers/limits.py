@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Hashable
 
 GROW_AFTER = 64  # batches near the limit in a row before it is tried whether more fits by now
 GROWTH = 1.25
@@ -18,30 +17,30 @@ class _Found:
 
 
 class Limits:
-    """Costs of batches, by model. Threads share one."""
+    """Costs of batches, by model, which is called by its weights. Threads share one."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self._lock = threading.Lock()
-        self._found: dict[Hashable, _Found] = {}
+        self._found: dict[str, _Found] = {}
 
-    def of(self, model: Hashable) -> int:
+    def of(self, model: str) -> int:
         """Most that a batch of it may cost."""
         found = self._found.get(model)
         return self.budget if found is None else found.limit
 
-    def learned(self) -> dict[Hashable, int]:
+    def learned(self) -> dict[str, int]:
         """The limits that are below the budget."""
         with self._lock:
             return {model: found.limit for model, found in self._found.items()}
 
-    def exhausted(self, model: Hashable, cost: int) -> None:
+    def exhausted(self, model: str, cost: int) -> None:
         """There was no memory for a batch of this cost: from now on half of it."""
         with self._lock:
             limit = min(self.of(model), max(cost // 2, 1))
             self._found[model] = _Found(limit)
 
-    def ran(self, model: Hashable, cost: int) -> None:
+    def ran(self, model: str, cost: int) -> None:
         """A batch ran. What was short may be there again, as others share the device: after a while the limit grows, a step at a time."""
         if model not in self._found:
             return

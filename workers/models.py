@@ -22,6 +22,7 @@ from ..schedulers.bodies import RequestOptions
 from ..schedulers.pools import Preload
 from .residents import Residents
 
+MOST_SETTLED = 4096  # the oldest goes first
 REMEMBERED_S = 60.0  # a checkpoint that is changed in its folder is seen after so long
 
 
@@ -93,6 +94,8 @@ class RequestedModels:
         settled = _Settled(recipe, checkpoint.folder, locate_adapter(options.adapter), said, time.monotonic())
         with self._lock:
             self._known[key] = settled
+            while len(self._known) > MOST_SETTLED:
+                del self._known[next(iter(self._known))]
         return settled
 
 

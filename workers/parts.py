@@ -90,6 +90,7 @@ class ShardInFlight:
     parts: list[Part] = dataclasses.field(default_factory=list)
     started: bool = False  # some of its items were on the device
     failure: str = ""
+    later: bool = False  # what failed may pass: nothing of the shard counts, and it is to be done again
     tokens: int = 0
     offered: float = 0.0  # this shard's share of its batches' budgets
     seconds: dict[str, float] = dataclasses.field(default_factory=lambda: {"read": 0.0, "prepare": 0.0, "run": 0.0})

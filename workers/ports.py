@@ -31,6 +31,10 @@ class Models(Protocol):
         """Why it cannot come; "": nothing is known against it."""
         ...
 
+    def delay(self, adapter: Adapter) -> str:
+        """Why it has not come for a while, though it may: whoever can do something else should; "": nothing of the kind."""
+        ...
+
     def make_room(self, adapter: Adapter) -> bool:
         """The device has no memory left for a single item of it: whether another model went."""
         ...
@@ -56,6 +60,9 @@ class AllThere:
         pass
 
     def trouble(self, adapter: Adapter) -> str:
+        return ""
+
+    def delay(self, adapter: Adapter) -> str:
         return ""
 
     def make_room(self, adapter: Adapter) -> bool:

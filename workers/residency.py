@@ -75,6 +75,9 @@ class Residency:
         self.device_bytes, self.host_bytes = device_bytes, host_bytes
         self.patience_s, self.idle_s = patience_s, idle_s
         self.models: dict[str, Model] = {}
+        self._present: dict[
+            str, Model
+        ] = {}  # on the device, or on their way to or from it: few, where thousands may be known
         self.wanted: dict[str, float] = {}  # key -> since when
         self.busy: frozenset[str] = frozenset()  # those with work that waits
         self.loads: Counter[Tier] = Counter()  # by where they came from
@@ -125,7 +128,8 @@ class Residency:
         """What to do next, if anything can be done now. The model is then moving until `done` or `failed`."""
         found = self._next(now)
         if found is not None:
-            self.models[found.key].moving = True
+            model = self.models[found.key]
+            model.moving, self._present[found.key] = True, model
         return found
 
     def due(self, now: float) -> float:
@@ -153,6 +157,7 @@ class Residency:
             self.loads[step.source] += 1
             self.load_s[step.source] += seconds
             return
+        self._present.pop(step.key)
         model.copied = step.to == Tier.HOST
         if step.source == Tier.DEVICE:
             self.evictions[step.reason] += 1
@@ -161,6 +166,7 @@ class Residency:
         """It did not come: to be tried again after a while, ever longer, or not at all; then who waited for it in vain."""
         model = self.models[step.key]
         model.moving = False
+        self._present.pop(step.key)
         if step.source == Tier.HOST:  # its copy is doubtful, or the device is: from disk next time
             self._forget(model)
         if for_good:
@@ -199,7 +205,7 @@ class Residency:
     @property
     def resident_bytes(self) -> int:
         """What is on the device, or on its way there: weights, and what the batches of the neediest take."""
-        there = [one for one in self.models.values() if one.tier == Tier.DEVICE or one.moving]
+        there = self._present.values()
         return sum(one.weights for one in there) + max((one.working for one in there), default=0)
 
     @property
@@ -305,7 +311,7 @@ class Residency:
         if not self.device_bytes:
             return 0
         gone = {*without, *(one.key for key in without for one in self._adapters(self.models[key]))}
-        there = [one for one in self.models.values() if (one.tier == Tier.DEVICE or one.moving) and one.key not in gone]
+        there = [one for one in self._present.values() if one.key not in gone]
         working = max(one.working for one in (*there, model))
         return sum(one.weights for one in there) + model.weights + working - self.device_bytes
 
@@ -327,12 +333,11 @@ class Residency:
         return any(one.pinned or one.moving for one in self._adapters(model))
 
     def _on_device(self) -> list[Model]:
-        return [one for one in self.models.values() if one.tier == Tier.DEVICE]
+        return [one for one in self._present.values() if one.tier == Tier.DEVICE]
 
     def _adapters(self, model: Model) -> list[Model]:
         """Those of it that are on the device, or on their way."""
-        there = (one for one in self.models.values() if one.base == model.key)
-        return [one for one in there if one.tier == Tier.DEVICE or one.moving]
+        return [one for one in self._present.values() if one.base == model.key]
 
     def _with_base(self, model: Model) -> list[Model]:
         return [model, self.models[model.base]] if model.base else [model]

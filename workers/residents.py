@@ -11,14 +11,14 @@ import dataclasses
 import logging
 import threading
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import adapters
 from ..adapters import Adapter, DeviceLost
-from ..config.errors import ModelError
+from ..config.errors import ModelError, NotNow
 from ..config.failpoints import failpoint
 from ..config.recipe import Recipe
 from ..config.weights import weight_bytes
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REMEMBERED_S = 2.0  # why a model cannot be had; whoever asks later has it tried again
+BLIPS = 3  # failures in a row, of a disk or a network, for which whoever waits does nothing else
 SHORT_TRIES = 3  # to load a model without memory though no other one could go: another program may have it
+MOST_RECIPES = 1024  # kept for whoever asks again; an application may send another instruction each time
 ROOM_S = 30.0  # that a batch without memory waits for another model to go
 
 
@@ -55,12 +57,15 @@ class Residents:
         self._device, self._threads, self._tokens, self._streams = device, threads, batch_tokens, streams
         self._loading, self._ring = loading, ring
         self._changed = threading.Condition()
-        self._adapters: dict[str, Model] = {}  # by the hash of their recipes
+        self._adapters: OrderedDict[str, Model] = (
+            OrderedDict()
+        )  # by the hash of their recipes, the last asked for at the end
         self._models: dict[str, Model] = {}  # by their weights: the first adapter with them, which the others use
         self._names: dict[str, str] = {}
         self._awaited: Counter[str] = Counter()  # by threads that do nothing else meanwhile
         self._making: dict[str, threading.Lock] = {}
         self._trouble: dict[str, tuple[str, float]] = {}  # why it cannot be had, and since when
+        self._delays: dict[str, str] = {}  # why it fails to come, of those that are tried again
         self._seen: set[str] = set()  # those that were on the device once
         self._closed = False
         self._thread = threading.Thread(target=self._move_on, name="lading-residents", daemon=True)
@@ -89,6 +94,7 @@ class Residents:
         key = recipe.weights
         with self._changed:
             if recipe.hash in self._adapters and not pinned:
+                self._adapters.move_to_end(recipe.hash)
                 return self._adapters[recipe.hash]
             lock = self._making.setdefault(recipe.base.weights, threading.Lock())
         if recipe.adapter and adapter is None:
@@ -109,6 +115,8 @@ class Residents:
             self._add(made, needed, name or str(adapter or folder), pinned=pinned)
             with self._changed:
                 self._adapters[recipe.hash] = made
+                while len(self._adapters) > MOST_RECIPES:
+                    self._adapters.popitem(last=False)
             return made
 
     def _add(self, model: Model, needed: int, name: str, *, pinned: bool) -> None:
@@ -122,11 +130,14 @@ class Residents:
                 self._models[key], self._names[key] = model, name
             self.policy.models[key].pinned |= pinned
 
-    def ready(self, recipe: Recipe) -> None:
-        """Wait until its model is on the device. Raises ModelError where it cannot come, DeviceLost."""
+    def ready(self, recipe: Recipe, *, patient: bool = True) -> None:
+        """Wait until its model is on the device. Raises ModelError where it cannot come, DeviceLost, and NotNow where it has failed to
+        come again and again of what may pass, unless `patient`."""
         key = recipe.weights
         with self._changed, self._waiting_for(key):
             while self.policy.models[key].tier < Tier.DEVICE:
+                if not patient and (why := self._delay(key)):
+                    raise NotNow(why)
                 self._want_or_raise(key)
                 self._changed.wait(1.0)
 
@@ -137,7 +148,7 @@ class Residents:
 
         Raises DeviceLost.
         """
-        key = _key(adapter)
+        key = adapter.weights
         with self._changed:
             if self.policy.hold(key, time.monotonic()):
                 return True
@@ -147,13 +158,13 @@ class Residents:
     def release(self, adapter: Adapter) -> None:
         """That batch has ended."""
         with self._changed:
-            self.policy.release(_key(adapter), time.monotonic())
+            self.policy.release(adapter.weights, time.monotonic())
             self._changed.notify_all()
 
     @contextlib.contextmanager
     def holding(self, adapter: Adapter) -> Generator[None]:
         """The same for one batch, waiting for the model. Raises ModelError where it cannot come, DeviceLost."""
-        key = _key(adapter)
+        key = adapter.weights
         with self._changed, self._waiting_for(key):
             while not self.policy.hold(key, time.monotonic()):
                 self._want_or_raise(key)
@@ -165,7 +176,7 @@ class Residents:
 
     def working(self, wanted: Iterable[Adapter]) -> None:
         """Which models have work that waits: those stay as long as others will do."""
-        busy = frozenset(_key(one) for one in wanted)
+        busy = frozenset(one.weights for one in wanted)
         with self._changed:
             if busy != self.policy.busy:
                 self.policy.busy = busy
@@ -176,13 +187,18 @@ class Residents:
     def trouble(self, adapter: Adapter) -> str:
         """Why its model cannot come; "": nothing is known against it."""
         with self._changed:
-            return self._why(_key(adapter))
+            return self._why(adapter.weights)
+
+    def delay(self, adapter: Adapter) -> str:
+        """Why its model has failed to come again and again, and is waited for; "": it has not."""
+        with self._changed:
+            return self._delay(adapter.weights)
 
     def make_room(self, adapter: Adapter) -> bool:
         """The device has no memory left for a batch of it: whether another model went."""
         with self._changed:
             moved = self.policy.evictions["memory"]
-            if not self.policy.make_room(_key(adapter)):
+            if not self.policy.make_room(adapter.weights):
                 return False
             self._changed.notify_all()
             return self._changed.wait_for(lambda: self.policy.evictions["memory"] > moved, ROOM_S)
@@ -276,6 +292,7 @@ class Residents:
             working = model.working.of(self._tokens * self._streams, self._streams) if model.working else 0
             self.policy.done(step, now, weights=model.nbytes, working=working, seconds=now - began)
             self._trouble.pop(step.key, None)
+            self._delays.pop(step.key, None)
             self._seen.add(step.key)
             if self._why(step.key):  # it takes more than its files said
                 self.policy.models[step.key].leaving = "room"
@@ -328,6 +345,8 @@ class Residents:
             why = str(error) if isinstance(error, ModelError) else said
             for key in self.policy.failed(step, now, for_good=for_good):
                 self._trouble[key] = why, now
+            if not short and not for_good and self.policy.models[step.key].failures >= BLIPS:
+                self._delays[step.key] = why
             self._changed.notify_all()
         log.error(
             "%s (weights %s) did not come: %s%s",
@@ -366,6 +385,14 @@ class Residents:
             self._awaited[key] -= 1
             self._awaited += Counter()  # without those that nobody waits for
 
+    def _delay(self, key: str) -> str:
+        """Until it is tried again; by then it may be there."""
+        now = time.monotonic()
+        for one in (self.policy.models[key].base, key):
+            if one in self._delays and self.policy.models[one].retry_at > now:
+                return self._delays[one]
+        return ""
+
     def _why(self, key: str) -> str:
         try:
             self.policy.check_fits(key)
@@ -376,10 +403,6 @@ class Residents:
             del self._trouble[key]
             return ""
         return why
-
-
-def _key(adapter: Any) -> str:
-    return adapter.weights
 
 
 def _too_large(model: Model, error: TooLarge) -> str:

@@ -59,10 +59,11 @@ class Window:
         """What fits into the rest of a batch of requests; maybe nothing."""
         return self._chosen(self.packing.fill(room))
 
-    def give_up(self, why: str) -> int:
-        """Its shards fail, and all that is left of it is dropped; how much that costs."""
+    def give_up(self, why: str, *, later: bool = False) -> int:
+        """Its shards fail (`later`: for now), and all that is left of it is dropped; how much that costs."""
         for part in self.parts:
-            part.shard.failure = part.shard.failure or why
+            if not part.shard.failure:
+                part.shard.failure, part.shard.later = why, later
         dropped, self.packing = self.packing.cost, Packing(np.empty(0, np.int64))
         return dropped
 

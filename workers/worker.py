@@ -22,7 +22,7 @@ from .. import adapters
 from ..adapters import DeviceLost
 from ..adapters.devices import available
 from ..config import roots
-from ..config.errors import BrokerError, LadingError, ModelError, ShardError, StopJob
+from ..config.errors import BrokerError, LadingError, ModelError, NotNow, ShardError, StopJob
 from ..config.failpoints import failpoint
 from ..config.settings import Settings
 from ..pipelines.registry import Registry
@@ -180,8 +180,8 @@ class Worker:
         said = self.residents.report()
         names = {one["weights"]: one["model"] for one in said["models"]}
         limits: dict[str, int] = {}  # tokens of a batch, by the model's name
-        for model, limit in self.engine.limits.learned().items():
-            name = names.get(getattr(model, "weights", ""), "")
+        for weights, limit in self.engine.limits.learned().items():
+            name = names[weights]
             limits[name] = min(limit, limits.get(name, limit))
         out_of_memory = self.engine.gauges.out_of_memory
         return {"version": REPORT_VERSION, **said, "out_of_memory": out_of_memory, "limits": limits}
@@ -253,6 +253,10 @@ class Worker:
         """Publish a shard and settle its message."""
         one = shard.task
         assert isinstance(one, Assignment)
+        if shard.later:
+            self._leave(one, NotNow(shard.failure))
+            self.leases.beat()
+            return
         job = one.of.job
         kernel = "" if shard.failure else one.adapter.kernel
         try:
@@ -279,6 +283,9 @@ class Worker:
     def _do_alone(self, one: Assignment) -> None:
         try:
             shard = run_alone(one, self.engine, self.stopping)
+        except NotNow as error:
+            self._leave(one, error)
+            return
         except (ShardError, ModelError) as error:
             if self.stopping.is_set():
                 return  # nothing was wrong with it: it is given back

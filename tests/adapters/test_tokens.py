@@ -31,6 +31,26 @@ def test_a_limit_without_room_for_a_text_is_refused(tiny_encoder, recipe, limit)
         TextTokenizer(tiny_encoder, dataclasses.replace(recipe, **limit))
 
 
+def test_recipes_share_what_was_read_of_a_tokenizer(tiny_encoder, recipe, tmp_path):
+    """Prompts, and adapters of one base, come by the thousand: a file is in memory once, as long as it is the same file, with a copy for
+    each limit, and each recipe has its own tokens all the same."""
+    folder = shutil.copytree(tiny_encoder, tmp_path / "model")
+    plain, asked, short = (
+        TextTokenizer(folder, dataclasses.replace(recipe, **wish))
+        for wish in ({}, {"prompt": "query: "}, {"max_tokens": 5})
+    )
+    assert plain.whole is asked.whole is short.whole
+    (one,), (two,) = plain.encode(["a cat sat on a mat"], cut=True), short.encode(["a cat sat on a mat"], cut=True)
+    assert (len(one) > 5, len(two)) == (True, 5)
+    assert asked.shape("a cat") == "query: a cat"
+    marked = TextTokenizer(folder, dataclasses.replace(recipe, markers=("a cat",)))
+    assert marked.whole is not plain.whole
+    changed = json.loads((folder / "tokenizer.json").read_text())
+    changed["normalizer"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(changed))
+    assert TextTokenizer(folder, recipe).whole is not plain.whole
+
+
 @pytest.mark.parametrize("encode", ["rows", "chunks"])
 def test_a_text_without_tokens_is_a_reject(tiny_encoder, recipe, tmp_path, encode):
     """Where no special tokens are added, a text that normalises to nothing has no item, and its neighbours keep theirs."""

@@ -44,6 +44,9 @@ class Places:
     def trouble(self, adapter):
         return self.lost.get(id(adapter), "")
 
+    def delay(self, adapter):
+        return ""
+
     def make_room(self, adapter):
         self.rooms -= 1
         return self.rooms >= 0

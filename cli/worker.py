@@ -136,22 +136,32 @@ def up(
 
 
 @click.command()
-@opt.options(opt.METRICS)
-def exporter(metrics_port: int | None, metrics_bind: str | None) -> int:
+@click.option(
+    "--metrics-port",
+    metavar="PORT",
+    type=click.IntRange(1, 65535),
+    default=9465,
+    show_default=True,
+    help="Serve /metrics, /healthz and /readyz there; whatever LADING_METRICS_PORT says, which is for workers and schedulers.",
+)
+@click.option(
+    "--metrics-bind", metavar="ADDRESS", help="The address for that.  [default: LADING_METRICS_BIND, else 127.0.0.1]"
+)
+def exporter(metrics_port: int, metrics_bind: str | None) -> int:
     """Serve the metrics of the broker and of all pools' queues until told to stop.
 
-    Reads Redis at each scrape, with the least rights (deploy/redis/exporter.acl). Its port is 9465 unless another is given.
+    Reads Redis at each scrape, with the rights of a user of its own (deploy/redis/exporter.acl).
     """
     from ..config.settings import load
     from ..schedulers import pools
     from ..schedulers.connection import Broker
     from ..schedulers.endpoint import Endpoint
-    from ..schedulers.exporter import PORT, TIMEOUT_S, Exporter
+    from ..schedulers.exporter import TIMEOUT_S, Exporter
     from .interrupt import orderly_stop
 
-    settings = opt.with_metrics(load(), metrics_port, metrics_bind)
+    settings = load()
     one = Exporter(Broker.connect(settings.broker_url, timeout_s=TIMEOUT_S), pools.load())
-    endpoint = Endpoint(settings.metrics_bind, settings.metrics_port or PORT, one.book.registry, unready=one.unready)
+    endpoint = Endpoint(metrics_bind or settings.metrics_bind, metrics_port, one.book.registry, unready=one.unready)
     with orderly_stop(b"") as stop:
         stop.wait()
     endpoint.close()

@@ -46,8 +46,8 @@ class Endpoint:
         }
         try:
             family, _, _, _, address = socket.getaddrinfo(
-                bind, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICHOST
-            )[0]
+                bind or "no address", port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+            )[0]  # an empty one would be all of them
             self._server = _Server(family, address, pages)
         except (OSError, OverflowError) as error:
             why = error.strerror or error if isinstance(error, OSError) else error

@@ -16,7 +16,6 @@ from .sweeping import total
 
 log = logging.getLogger(__name__)
 
-PORT = 9465
 TIMEOUT_S = 3.0  # for a reply
 PATIENCE_S = 6.0  # for all of them: Prometheus waits for ten seconds
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, generate_latest
 
@@ -45,9 +46,10 @@ class Endpoint:
             "/readyz": lambda: _claim(unready()),
         }
         try:
-            family, _, _, _, address = socket.getaddrinfo(
-                bind or "no address", port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-            )[0]  # an empty one would be all of them
+            # An empty address would be all of them, and a port that is too large would come back as another.
+            found = socket.getaddrinfo(bind or "no address", None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+            family, _, _, _, (host, _, *more) = found[0]
+            address = (host, port, *more)
             self._server = _Server(family, address, pages)
         except (OSError, OverflowError) as error:
             why = error.strerror or error if isinstance(error, OSError) else error
@@ -76,7 +78,7 @@ class _Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True  # a process that was started again finds its old connections dying
     request_queue_size = 32
 
-    def __init__(self, family: int, address: tuple[str, int], pages: dict[str, Callable[[], _Answer]]) -> None:
+    def __init__(self, family: int, address: tuple[Any, ...], pages: dict[str, Callable[[], _Answer]]) -> None:
         self.address_family, self.pages = family, pages
         self._free = threading.Semaphore(ANSWERERS)
         super().__init__(address, _Handler)

@@ -67,9 +67,9 @@ def product(folder: Path, report: Path, most: int | None) -> None:
     tell = worker.answers.tell
     started = [time.process_time(), 0.0, 0.0, 0]
 
-    def told(answers: Any) -> None:
+    def told(answers: Any) -> bool:
         counted["requests"] += len(answers)
-        tell(answers)
+        return tell(answers)
 
     def begin(*_: Any) -> None:
         started[:] = [time.process_time(), measured.prepare_s, measured.run_s, worker.engine.gauges.batches]

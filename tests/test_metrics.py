@@ -310,7 +310,7 @@ def test_a_failed_shard_is_no_document(workers: Workers, tmp_path: Path, kinds: 
     until(lambda: totals(job, f"parquet://{tmp_path}/out").shards_failed == 2)
     found = stopped(one)
     assert found.value("shards_total", op="encode", outcome="failed") == found.total("shards_total") == 2
-    assert found.total("documents_total") == found.total("stage_seconds_count") == 0
+    assert found.total("documents_total") == found.total("stage_seconds_count", stage="run") == 0
 
 
 def test_swaps_are_told(workers: Workers, kinds: list[Kind]) -> None:
@@ -373,6 +373,15 @@ def test_many_models_make_few_series(workers: Workers, kinds: list[Kind], tmp_pa
         meter.loaded(f"another/{number}", "host", 0.1)
     assert len(told_by(one).samples) - first <= (1 + MOST_MODELS) * (len(metrics.WORK_S) + 3)
     assert before < first < 5000
+
+
+def test_batches_without_memory_are_told(workers: Workers) -> None:
+    """As the engine counts them (tests/test_engine_models.py)."""
+    one = workers.make(metered=True)
+    one.worker.engine.gauges.split, one.worker.engine.gauges.too_large = 3, 2
+    found = told_by(one)
+    assert found.value("out_of_memory_total", outcome="split") == 3
+    assert found.value("out_of_memory_total", outcome="rejected") == 2
 
 
 def test_the_price_is_told_where_it_is_known(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:

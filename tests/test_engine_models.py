@@ -214,17 +214,21 @@ def test_without_memory_batches_become_small_enough_and_stay_so() -> None:
     assert not shard.parts[0].failed
     assert running.limits.of(adapter.weights) <= 8
     assert adapter.failures == running.gauges.out_of_memory <= 8
+    assert 0 < running.gauges.split <= running.gauges.out_of_memory
+    assert running.gauges.too_large == 0
 
 
 def test_a_row_without_memory_is_rejected_after_other_models_went() -> None:
     adapter, places = Small(3), Places()
     places.there.add(id(adapter))
     places.rooms = 2
-    (shard,) = engine(places).shards(shards_of((adapter, ["a b", "one two three four", "c"])))
+    running = engine(places)
+    (shard,) = running.shards(shards_of((adapter, ["a b", "one two three four", "c"])))
     (why,) = shard.parts[0].failed.values()
     assert why == ("out-of-memory", "OutOfMemory: no room for 4")
     assert sum(len(items) for items, _ in shard.parts[0].done) == 2
     assert places.rooms < 0
+    assert running.gauges.too_large == 1
 
 
 def test_a_row_without_memory_is_rejected_though_other_models_come_back() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from ..config.errors import BrokerError
@@ -21,9 +22,11 @@ class Leases:
 
     def __init__(self, lease_s: float) -> None:
         self.lease_s = lease_s
+        self.redelivered: Counter[str] = Counter()  # messages under suspicion that were pulled, by their queue
         self._lock = threading.Lock()
         self._held: dict[tuple[Queue, Lease], None] = {}
         self._beats = self._seen = 0
+        self._pulls = self._pulls_seen = 0
         self._loading = 0
         self._pulling = threading.Lock()
         self._closed = False
@@ -45,8 +48,8 @@ class Leases:
             pulled = queue.pull(most, PULL_BYTES)
             with self._lock:
                 self._held.update(((queue, one), None) for one in pulled)
-            if pulled:
-                self.beat()  # the next renewal is theirs too
+            self.redelivered[queue.name] += sum(one.suspect is not None for one in pulled)
+            self._pulls += bool(pulled)  # the next renewal is theirs too
             return pulled
 
     def close(self) -> None:
@@ -80,12 +83,15 @@ class Leases:
         self._tell(queue, [lease], lambda leases: int(queue.bury(leases[0], reason)), "bury")
 
     def renew(self, queues: Iterable[Queue]) -> bool:
-        """To be called RENEWALS times within a lease: renews if anything moved since the last time, and says whether. Raises BrokerError."""
-        beats = self._beats
+        """To be called RENEWALS times within a lease: renews if anything moved since the last time, and says whether. Raises BrokerError.
+
+        What was pulled is renewed once, and yet nothing moved by it: a worker that hangs may be the one that takes its own lost messages.
+        """
+        beats, pulls = self._beats, self._pulls
         moved = beats != self._seen or self._loading > 0
-        for queue in queues if moved else ():
+        for queue in queues if moved or pulls != self._pulls_seen else ():
             queue.renew(self.held(queue))
-        self._seen = beats  # only now: after an error it is tried again, and has moved still
+        self._seen, self._pulls_seen = beats, pulls  # only now: after an error it is tried again, and has moved still
         return moved
 
     def _tell(self, queue: Queue, leases: list[Lease], call: Callable[[list[Lease]], int], what: str) -> None:

@@ -23,7 +23,7 @@ OF_ONE_VECTOR = OF_COUNTERS | {
 WITHOUT_LABELS = {"absent", "vector"}
 SCALARS = {"time", "scalar"}
 SETS = {"and", "or", "unless"}
-AGGREGATIONS = {"sum", "avg", "min", "max", "count", "topk"}
+AGGREGATIONS = {"sum", "avg", "min", "max", "count", "topk", "quantile"}
 
 Labels = frozenset[str]
 
@@ -67,6 +67,13 @@ def labels_of(text: str, known: Known) -> Labels:
     """The labels of an expression's result. Raises Wrong, or ValueError where it is no PromQL."""
     labels = _labels(promql.parse(text), known)
     return frozenset() if labels is None else labels
+
+
+def unchosen(text: str, known: Known, chosen: str) -> list[str]:
+    """Selected series that have the label pool, and whose pool is not matched with `chosen`."""
+    selectors = [one for one in _parts(promql.parse(text)) if isinstance(one, promql.VectorSelector)]
+    pools = [(one, [m.value for m in one.matchers.matchers if m.name == "pool"]) for one in selectors]
+    return [str(one) for one, values in pools if "pool" in known[one.name or ""].labels and values != [chosen]]
 
 
 def filled_by(template: str, pattern: str, labels: Labels) -> None:

@@ -109,9 +109,13 @@ def test_each_alert_fires_in_one_test_and_is_silent_in_another() -> None:
             for case in test["alert_rule_test"]
             if case["alertname"] == rule["alert"]
         ]
-        fired = {name for name, alerts in cases for one in alerts if rule["labels"].items() <= one["exp_labels"].items()}
+        fired = {
+            name for name, alerts in cases for one in alerts if rule["labels"].items() <= one["exp_labels"].items()
+        }
         assert fired, f"{rule['alert']} {rule['labels']} fires in no test"
-        assert {name for name, _ in cases} - {name for name, alerts in cases if alerts}, f"{rule['alert']}: no silent test"
+        assert {name for name, _ in cases} - {name for name, alerts in cases if alerts}, (
+            f"{rule['alert']}: no silent test"
+        )
 
 
 # What a tired person might change, and what then is wrong with the alert.

@@ -46,6 +46,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/retrieval.py --quick $(ARGS)
 	$(BIN)/python benchmarks/queueing.py --quick --model tiny $(ARGS)
 	$(BIN)/python benchmarks/residency.py --quick $(ARGS)
+	$(BIN)/python benchmarks/metrics.py --quick --model tiny $(ARGS)
 
 clean:
 	rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis adapters/_*.so

@@ -50,7 +50,9 @@ def product(folder: Path, report: Path, most: int | None) -> None:
     from lading.schedulers import pools
     from lading.schedulers.bodies import RequestOptions
     from lading.schedulers.connection import Broker
+    from lading.schedulers.endpoint import Endpoint
     from lading.schedulers.pools import Preload
+    from lading.workers.metering import WorkerMeter
     from lading.workers.worker import Worker
 
     settings = load_settings()
@@ -59,7 +61,10 @@ def product(folder: Path, report: Path, most: int | None) -> None:
     if most:
         pool = dataclasses.replace(pool, pull_requests=most)
     broker = Broker.connect(settings.broker_url)
-    worker = Worker(pool, settings, broker, Registry(settings.jobs))
+    meter = WorkerMeter(pool, settings) if settings.metrics_port else None
+    worker = Worker(pool, settings, broker, Registry(settings.jobs), meter=meter)
+    if meter is not None:
+        Endpoint(settings.metrics_bind, settings.metrics_port, meter.book.registry)
     if most:  # nothing is topped up or merged either
         take = worker.lane.take
         worker.engine.requests.take = lambda may_run, _: take(may_run, lambda _: 1)  # type: ignore[method-assign]
@@ -67,9 +72,9 @@ def product(folder: Path, report: Path, most: int | None) -> None:
     tell = worker.answers.tell
     started = [time.process_time(), 0.0, 0.0, 0]
 
-    def told(answers: Any) -> None:
+    def told(answers: Any) -> bool:
         counted["requests"] += len(answers)
-        tell(answers)
+        return tell(answers)
 
     def begin(*_: Any) -> None:
         started[:] = [time.process_time(), measured.prepare_s, measured.run_s, worker.engine.gauges.batches]

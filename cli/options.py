@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from ..config.settings import Settings
     from ..pipelines.spec import JobSpec
 
 Decorator = Callable[[Any], Any]
@@ -40,6 +41,12 @@ def model_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
     return [
         one.name for key, one in entries.items() if key.startswith(typed) or key.partition("/")[2].startswith(typed)
     ]
+
+
+def with_metrics(settings: Settings, port: int | None, bind: str | None) -> Settings:
+    """The settings with what METRICS were given."""
+    given: dict[str, Any] = {"metrics_port": port, "metrics_bind": bind}
+    return dataclasses.replace(settings, **{name: value for name, value in given.items() if value is not None})
 
 
 def _names(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -258,6 +265,20 @@ QUEUE: tuple[Decorator, ...] = (
     ),
     click.option(
         "--priority", metavar="N", type=int, help="Higher ones go first; equal ones share the pool.  [default: 0]"
+    ),
+)
+
+METRICS: tuple[Decorator, ...] = (
+    click.option(
+        "--metrics-port",
+        metavar="PORT",
+        type=click.IntRange(0, 65535),
+        help="Serve /metrics, /healthz and /readyz there; further processes on the ports after it.  [default: LADING_METRICS_PORT, else none]",
+    ),
+    click.option(
+        "--metrics-bind",
+        metavar="ADDRESS",
+        help="The address for that.  [default: LADING_METRICS_BIND, else 127.0.0.1]",
     ),
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,8 +16,10 @@ from .jobs import declared, enqueue
 from .progress import reporting
 
 if TYPE_CHECKING:
+    from ..config.settings import Settings
     from ..pipelines.submit import Queues
     from ..pipelines.sweep import Swept
+    from ..pipelines.sweep_meter import SweepMeter
     from ..workers.summary import Summary
 
 log = logging.getLogger(__name__)
@@ -94,8 +97,8 @@ def cancel(job: str, as_json: bool) -> int:
 
 @click.command()
 @click.option("--once", is_flag=True, help="One thorough pass, then end: for cron, or after an accident.")
-@opt.options(opt.JSON)
-def scheduler(once: bool, as_json: bool) -> int:
+@opt.options(opt.METRICS, opt.JSON)
+def scheduler(once: bool, as_json: bool, metrics_port: int | None, metrics_bind: str | None) -> int:
     """Keep submitted jobs going until told to stop.
 
     Sends what is not done as there is room, restores what dead workers held, brings into view what nobody did. Any number of them may
@@ -105,7 +108,7 @@ def scheduler(once: bool, as_json: bool) -> int:
     from ..pipelines.sweep import HUNGRY
     from ..schedulers.outages import patiently
 
-    settings, sweeper = load(), queues().sweeper()
+    settings, sweeper = opt.with_metrics(load(), metrics_port, metrics_bind), queues().sweeper()
     if once:
         swept = sweeper.sweep(thorough=True)
         if as_json:
@@ -113,9 +116,14 @@ def scheduler(once: bool, as_json: bool) -> int:
         else:
             click.echo("another scheduler is at it" if swept is None else _swept(swept))
         return 0
+    meter = _metered(settings)
     with orderly_stop(SCHEDULING) as stop:
         while not stop.is_set():
-            if (swept := patiently(lambda: _sweep(sweeper, settings.sweep_interval_s), stop)) is not None:
+            began = time.monotonic()
+            swept = patiently(lambda: _sweep(sweeper, settings.sweep_interval_s), stop)
+            if meter is not None:
+                meter.swept(swept, time.monotonic() - began)
+            if swept is not None:
                 if as_json:
                     click.echo(json.dumps(swept.to_dict()))
                 elif swept.sent or swept.restored or swept.folded or swept.ended:
@@ -134,6 +142,19 @@ def queues() -> Queues:
     from ..pipelines.submit import Queues
 
     return Queues.of(load())
+
+
+def _metered(settings: Settings) -> SweepMeter | None:
+    """What the scheduler counts, served on its port if it has one. Raises UsageError."""
+    if not settings.metrics_port:
+        return None
+    from ..pipelines.sweep_meter import SweepMeter
+    from ..schedulers.endpoint import Endpoint
+
+    meter = SweepMeter()
+    where = settings.metrics_bind, settings.metrics_port
+    Endpoint(*where, meter.book.registry, unhealthy=meter.unhealthy, unready=meter.unready)
+    return meter
 
 
 def _sweep(sweeper: Any, interval_s: float) -> Swept | None:

@@ -43,9 +43,16 @@ ROOTS = (
 
 
 @click.group(invoke_without_command=True, subcommand_metavar="[status]")
-@opt.options(DEVICES, ROOTS)
+@opt.options(DEVICES, ROOTS, opt.METRICS)
 @click.pass_context
-def worker(ctx: click.Context, pool: str, devices: str, allow: Sequence[str]) -> int:
+def worker(
+    ctx: click.Context,
+    pool: str,
+    devices: str,
+    allow: Sequence[str],
+    metrics_port: int | None,
+    metrics_bind: str | None,
+) -> int:
     """Work for a pool until told to stop.
 
     Takes shards and requests from the broker at LADING_BROKER_URL. Ctrl-C or SIGTERM: nothing more is taken, what fits into the grace is
@@ -56,14 +63,12 @@ def worker(ctx: click.Context, pool: str, devices: str, allow: Sequence[str]) ->
     if ctx.invoked_subcommand:
         from ..config.errors import UsageError
 
-        if pool or devices or allow:
-            raise UsageError(
-                "--pool, --devices and --allow of a worker that is started go without `status`, its own behind it"
-            )
+        if pool or devices or allow or metrics_port is not None or metrics_bind is not None:
+            raise UsageError("options of a worker that is started go without `status`, its own behind it")
         return 0
     from ..workers.programs import workers
 
-    _allow(allow)
+    _settle(allow, metrics_port, metrics_bind)
     return _run(workers(pool, devices, verbose=_verbose(ctx)))
 
 
@@ -99,7 +104,7 @@ def status(pool: str, as_json: bool) -> None:
 
 
 @click.command()
-@opt.options(DEVICES, ROOTS)
+@opt.options(DEVICES, ROOTS, opt.METRICS)
 @click.option(
     "--workers",
     metavar="N",
@@ -109,18 +114,68 @@ def status(pool: str, as_json: bool) -> None:
     help="Processes, where the pool's device is a CPU.",
 )
 @click.pass_context
-def up(ctx: click.Context, pool: str, devices: str, allow: Sequence[str], workers: int) -> int:
-    """Run all that a single machine needs: workers and the scheduler, stopping together. The broker is yours."""
+def up(
+    ctx: click.Context,
+    pool: str,
+    devices: str,
+    allow: Sequence[str],
+    metrics_port: int | None,
+    metrics_bind: str | None,
+    workers: int,
+) -> int:
+    """Run all that a single machine needs: workers and the scheduler, stopping together. The broker is yours.
+
+    Metrics of the scheduler are on the port after those of the workers.
+    """
     from ..workers.programs import scheduler
     from ..workers.programs import workers as programs
 
-    _allow(allow)
-    return _run([scheduler(), *programs(pool, devices, processes=workers, verbose=_verbose(ctx))])
+    _settle(allow, metrics_port, metrics_bind)
+    of_workers = programs(pool, devices, processes=workers, verbose=_verbose(ctx))
+    return _run([scheduler(len(of_workers)), *of_workers])
 
 
-def _allow(roots: Sequence[str]) -> None:
+@click.command()
+@click.option(
+    "--metrics-port",
+    metavar="PORT",
+    type=click.IntRange(1, 65535),
+    default=9465,
+    show_default=True,
+    help="Serve /metrics, /healthz and /readyz there; whatever LADING_METRICS_PORT says, which is for workers and schedulers.",
+)
+@click.option(
+    "--metrics-bind", metavar="ADDRESS", help="The address for that.  [default: LADING_METRICS_BIND, else 127.0.0.1]"
+)
+def exporter(metrics_port: int, metrics_bind: str | None) -> int:
+    """Serve the metrics of the broker and of all pools' queues until told to stop.
+
+    Reads Redis at each scrape, with the rights of a user of its own (deploy/redis/exporter.acl).
+    """
+    from ..config.settings import load
+    from ..schedulers import pools
+    from ..schedulers.connection import Broker
+    from ..schedulers.endpoint import Endpoint
+    from ..schedulers.exporter import TIMEOUT_S, Exporter
+    from .interrupt import orderly_stop
+
+    settings = load()
+    one = Exporter(Broker.connect(settings.broker_url, timeout_s=TIMEOUT_S), pools.load())
+    endpoint = Endpoint(metrics_bind or settings.metrics_bind, metrics_port, one.book.registry, unready=one.unready)
+    with orderly_stop(b"") as stop:
+        stop.wait()
+    endpoint.close()
+    return 0
+
+
+def _settle(roots: Sequence[str], metrics_port: int | None, metrics_bind: str | None) -> None:
+    """For the processes that are started, in place of what their environment says."""
     if roots:
         os.environ["LADING_ROOTS"] = ",".join(roots)
+    if metrics_port is not None:
+        os.environ["LADING_METRICS_PORT"] = str(metrics_port)
+    if metrics_bind is not None:
+        os.environ["LADING_METRICS_BIND"] = metrics_bind
 
 
 def _verbose(ctx: click.Context) -> bool:
@@ -151,4 +206,4 @@ def _asked() -> Generator[tuple[threading.Event, threading.Event]]:
             signal.signal(number, handler)
 
 
-VERBS = (worker, up)
+VERBS = (worker, up, exporter)

@@ -80,7 +80,7 @@ WORKER = (
            "a reason of their own.", {**_OP, "outcome": ("done", "rejected")}),
     Series("documents_rejected_total", "counter", "The rejected ones, by the code of the reason.", {**_POOL, "reason": (*REASONS, OTHER)}),
     Series("requests_total", "counter", "Requests that were told their end: answered, refused for what they ask (a model or a table that cannot be "
-           "had), or failed.", {**_OP, "outcome": ("answered", "refused", "failed")}),
+           "had), or failed; op is other where the message did not say.", {**_POOL, "op": (*OPS, OTHER), "outcome": ("answered", "refused", "failed")}),
     Series("request_seconds", "histogram", "From the sending of a request until its answer was stored.", _OP, WORK_S),
     Series("tokens_total", "counter", "Tokens (or what else the model's rows cost) that went through the device.", {**_OP, "model": ()}),
     Series("batch_budget_tokens_total", "counter", "Tokens that those batches had room for: 1 - tokens / budget is what packing left empty.", _MODEL),
@@ -115,8 +115,8 @@ WORKER = (
 # Of whichever process sweeps: the scheduler, or where there is none a worker.
 SWEEPING = (
     Series("jobs_total", "counter", "Jobs that were seen to end: done, failed (shards failed, or a limit of the job's own), or cancelled.",
-           {"op": OPS, "outcome": ("done", "failed", "cancelled")}),
-    Series("job_duration_seconds", "histogram", "From a job's submission to its end.", {"op": OPS}, WAIT_S),
+           {"op": (*OPS, OTHER), "outcome": ("done", "failed", "cancelled")}),
+    Series("job_duration_seconds", "histogram", "From the last submission of a job that was done to its end.", {"op": OPS}, WAIT_S),
     Series("sweep_seconds", "histogram", "Seconds of a pass over queues and jobs.", {}, WORK_S),
     Series("jobs_open", "gauge", "Jobs that are not over; absent in a process that does not lead.", {}),
 )  # fmt: skip

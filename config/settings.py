@@ -21,6 +21,8 @@ from .strict_yaml import load_mapping, parse_mapping
 FILE = "settings.yaml"
 FILES = (FILE, "pools.yaml", "models.yaml")  # that may lie in LADING_CONFIG_DIR
 WINDOW_BATCHES = 16  # batches' worth of tokens sorted together unless window_tokens says otherwise
+CHOICES = {"capacity": ("on-demand", "spot")}  # settings of a few words
+MOST = {"metrics_port": 65535}
 # LADING_ variables that are read elsewhere and are not settings; a test compares the list with the code.
 _NOT_SETTINGS = (
     "LADING_ATTENTION",
@@ -52,6 +54,10 @@ class Settings:
     result_ttl_s: int
     max_waiting_requests: int
     roots: str  # config/roots.py reads it
+    metrics_port: int  # 0: none is served
+    metrics_bind: str  # an address of this machine
+    price_per_hour: float  # dollars; 0.0: unknown
+    capacity: str  # on-demand | spot
 
     def batch_tokens(self, device: str) -> int:
         """The token budget of a batch on `device` (`cpu`, `cuda`, `cuda:0`)."""
@@ -153,6 +159,12 @@ def _checked(value: object, key: str, default: object, where: str) -> Any:
         least = 1 if key.startswith(("batch_tokens", "lease", "result_ttl")) else 0
         if not math.isfinite(value) or value < least:
             raise UsageError(f"{where}: {key}: must be at least {least}, found {value!r}")
+        if value > MOST.get(key, math.inf):
+            raise UsageError(f"{where}: {key}: must be at most {MOST[key]}, found {value!r}")
+    if key in CHOICES and value not in CHOICES[key]:
+        raise UsageError(
+            f"{where}: {key}: {value!r} is none of {', '.join(CHOICES[key])}{nearest(str(value), CHOICES[key])}"
+        )
     return value
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ..config.errors import BrokerError
 from ..schedulers import folds
@@ -37,6 +37,7 @@ class _Care:
     ending: bool = False  # all has a marker, as of the last pass
     unfolded: set[Pair] = dataclasses.field(default_factory=set)  # as of the last look
     failed: set[Pair] = dataclasses.field(default_factory=set)  # never to be folded
+    alive: bool = False  # it was seen with something to do, so that how it ends is news
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,13 +46,14 @@ class Cared:
 
     folded: int = 0
     over: bool = False  # the job is not open any more
+    failed: bool = False  # it came to an end that is none: shards failed, or a rule of its own stops it. Told once
 
 
 class Aftercare:
     """The looks at the jobs of one sweeper."""
 
     def __init__(self, registry: Registry, broker: Broker) -> None:
-        self._registry, self._broker = registry, broker
+        self._registry, self._broker, self._began = registry, broker, time.time()
         self._cares: dict[str, _Care] = {}
 
     def due(self, jobs: Iterable[str], now: float) -> bool:
@@ -64,7 +66,9 @@ class Aftercare:
 
     def look_after(self, job: Watched, now: float, *, at_once: bool = False) -> Cared:
         """Look if it is time to. Raises LadingError for what ails this job."""
-        care = self._cares.setdefault(job.entry.job, _Care(now + LOOK_S))
+        new = job.entry.created >= self._began
+        care = self._cares.setdefault(job.entry.job, _Care(now + LOOK_S, alive=new))
+        care.alive |= job.looked and job.markers.pending > 0 and not job.stopped
         ending = job.markers.pending == 0
         if ending != care.ending:
             care.ending, care.pause, care.next = ending, LOOK_S, now + (ENDING_S if ending else LOOK_S)
@@ -87,15 +91,15 @@ class Aftercare:
             return Cared(over=True)
         job.markers.look()
         if job.markers.pending == 0:
-            settle(job.entry.open(), self._registry, self._broker)
+            standing = settle(job.entry.open(), self._registry, self._broker)
             job.markers.look()
             care.pause = min(2 * care.pause, MOST_LOOK_S)  # shards failed, or too much was rejected: that is for people
-            return Cared(over=not self._registry.is_open(job.entry.job))
-        folded = self._fold(job, care, at_once)
+            return Cared(over=not self._registry.is_open(job.entry.job), failed=_fails(care, standing))
+        folded, failed = self._fold(job, care, at_once), False
         if suspicious:  # workers drop the shards of a job that must not go on
             standing = job.entry.open().standing()
-            job.stopped = standing.state in ("stopped", "cancelled")
-        return Cared(folded)
+            job.stopped, failed = standing.state in ("stopped", "cancelled"), _fails(care, standing)
+        return Cared(folded, failed=failed)
 
     def _fold(self, job: Watched, care: _Care, at_once: bool) -> int:
         """Bring into view what was not at the last look either: until then it is its worker's to do."""
@@ -118,15 +122,25 @@ class Aftercare:
         return folded.shards
 
 
-def settle(job: Job, registry: Registry, broker: Broker) -> Standing:
+def _fails(care: _Care, standing: Standing) -> bool:
+    """Whether this is news."""
+    failed = care.alive and standing.state in ("unfinished", "stopped")
+    care.alive &= not failed
+    return failed
+
+
+def settle(
+    job: Job, registry: Registry, broker: Broker, on_fold: Callable[[Folded], None] = lambda _: None
+) -> Standing:
     """Bring into view what is published, and end the job if that was all of it; how it stands then. For anyone to call.
 
-    A job that is finished but for rows that another attempt may save is left open for `lading retry`, and yet needs no more
+    `on_fold` is told what the fold did. A job that is finished but for rows that another attempt may save is left open for `lading retry`, and yet needs no more
     looks. Raises StopJob, LadingError.
     """
     began = time.monotonic()
     standing = job.standing()  # before the fold: what is published in between is the next one's to fold, and no error
     folded = job.fold()
+    on_fold(folded)
     if folded.void:
         look_anew(broker)
         standing = job.standing()
@@ -147,4 +161,5 @@ def count(broker: Broker, job: str, folded: Folded, seconds: float) -> None:
 def report(job: Job, standing: Standing) -> dict[str, object]:
     """What a job that ended leaves for people."""
     counts = dataclasses.asdict(standing.totals)
-    return {"job": job.id, "output": str(job.sink.output), "state": standing.state, **counts}
+    ended = round(time.time(), 3)
+    return {"job": job.id, "output": str(job.sink.output), "state": standing.state, "ended": ended, **counts}

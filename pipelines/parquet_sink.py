@@ -79,7 +79,7 @@ class ParquetSink:
         self.check(job, schema, on_existing=on_existing)
         failpoint("register.before-commit")
         with stopping("write to", self.output.data):
-            name = self._write(folder, schema.empty_table())
+            name, _ = self._write(folder, schema.empty_table())
             self._data.adopt(folder, name, f"part-{job}-schema.parquet")
             folder.delete(name)
         failpoint("register.committed")
@@ -117,8 +117,8 @@ class ParquetSink:
         files: tuple[dict[str, Any], ...] = ()
         if table.num_rows:
             with stopping("write rows to", self.output.job(job).url):
-                name = self._write(self.output.job(job), table.select(self._schema.names).cast(self._schema))
-            files = ({"job": job, "staged": name, "rows": table.num_rows},)
+                name, size = self._write(self.output.job(job), table.select(self._schema.names).cast(self._schema))
+            files = ({"job": job, "staged": name, "rows": table.num_rows, "bytes": size},)
         failpoint("stage.written")
         return files
 
@@ -195,8 +195,9 @@ class ParquetSink:
                 f"{self._data.url}/{name} cannot be read as Parquet ({error}); remove it or use another output"
             ) from error
 
-    def _write(self, folder: Folder, table: pa.Table) -> str:
-        """A new file in the job's staging folder, durable; its name below the job's folder, which others may mount elsewhere."""
+    def _write(self, folder: Folder, table: pa.Table) -> tuple[str, int]:
+        """A new file in the job's staging folder, durable; its name below the job's folder, which others may mount elsewhere, and
+        its bytes."""
         name = f"staging/{uuid.uuid4().hex}.parquet"
         with folder.stream(name) as file:
             pq.write_table(
@@ -206,7 +207,8 @@ class ParquetSink:
                 compression=self._leaves,  # pyright: ignore[reportArgumentType]
                 use_dictionary=[leaf for leaf, codec in self._leaves.items() if codec != "none"],  # pyright: ignore[reportArgumentType]
             )
-        return name
+            size = file.tell()
+        return name, size
 
 
 def _part(job: str, pair: Pair) -> str:

@@ -41,6 +41,7 @@ class Entry:
     created: float  # Unix time of the last submission
     max_rejects: int | None = None  # as last submitted: the plan keeps the first
     weights: str = ""  # what its recipe loads (Recipe.weights); "" where an earlier release submitted it
+    op: str = ""  # what its step does: encode, score, extract; "" likewise
     version: int = ENTRY_VERSION
 
     @property
@@ -123,6 +124,10 @@ class Registry:
     def list_closed(self) -> list[Entry]:
         """Every other job, oldest first."""
         return self._list(CLOSED, {})
+
+    def closed(self) -> set[str]:
+        """The ids of those that are not open any more; of one that was opened again a moment ago too."""
+        return {name.removesuffix(".json") for name in self._folder.names(CLOSED)}
 
     def close(self, job: str) -> None:
         """Move the entry to the closed ones. Idempotent; a job that is not registered is none of ours."""

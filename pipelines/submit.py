@@ -88,6 +88,7 @@ def submit(draft: Draft, queues: Queues, *, device: str = "") -> Submitted:
         created=time.time(),
         max_rejects=spec.policy.max_rejects,
         weights=draft.recipe.weights,
+        op=draft.recipe.task,
     )
     registry.add(entry)
     if draft.manifest is not None:

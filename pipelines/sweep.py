@@ -21,6 +21,7 @@ from ..schedulers.pools import Pool, Pools, find
 from ..schedulers.reports import on_device
 from ..schedulers.sweeping import Turns, publish_totals
 from .aftercare import LOOK_S, Aftercare, settle
+from .endings import Ending, Endings, ending
 from .generations import Pair
 from .registry import Entry, Registry
 from .watching import Watched
@@ -49,9 +50,12 @@ class Swept:
     hungry: bool = False  # a window was more than half empty and could be filled: the next pass should come soon
     faults: dict[str, str] = dataclasses.field(default_factory=dict)  # job -> why it cannot be looked at
     left: dict[str, int] = dataclasses.field(default_factory=dict)  # pool -> shards that are not done
+    endings: list[Ending] = dataclasses.field(default_factory=list)  # of jobs since the last pass
+    open: int = 0  # jobs that are not over
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """What people want to know; the last two are for gauges."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("endings", "open")}
 
 
 class Sweeper:
@@ -64,6 +68,7 @@ class Sweeper:
         self._lease_s, self._clock = lease_s, clock
         self._turns = Turns(broker)
         self._care = Aftercare(registry, broker)
+        self._endings = Endings(registry)
         self._follow_next = 0.0
         self._watched: dict[str, Watched] = {}
         self._untold = ""  # why the broker did not tell what workers hold
@@ -78,7 +83,10 @@ class Sweeper:
         A pool whose window is full costs two counts, and no listing. Raises BrokerError, and StopJob if the registry
         cannot be reached; what ails a single job is in `faults`.
         """
-        if (lead_s and not self._turns.lead(lead_s)) or not self._turns.begin():
+        if lead_s and not self._turns.lead(lead_s):
+            self._endings.forget()
+            return None
+        if not self._turns.begin():
             return None
         try:
             return self._pass(thorough)
@@ -104,7 +112,7 @@ class Sweeper:
         now = self._clock()
         roomy = [pool for pool in self.pools.values() if anew or self._has_room(pool)]
         if roomy or now >= self._follow_next or self._care.due(self._watched, now):
-            self._follow(anew)
+            swept.endings += self._follow(anew, now)
             self._follow_next = now + LOOK_S
             for pool in roomy:
                 jobs = [job for job in self._watched.values() if job.entry.pool == pool.name]
@@ -113,7 +121,7 @@ class Sweeper:
                 swept.hungry |= 2 * sent > window(pool)
             for job in list(self._watched.values()):
                 self._apart(job.entry.job, lambda job=job: self._look_after(job, swept, thorough))
-        swept.left = dict.fromkeys(self.pools, 0)
+        swept.open, swept.left = len(self._watched), dict.fromkeys(self.pools, 0)
         for job in self._watched.values():
             if not job.stopped:
                 swept.left[job.entry.pool] += job.markers.pending
@@ -131,8 +139,8 @@ class Sweeper:
         counts = self.broker.queue(pool.shards).counts()
         return counts.waiting + counts.in_flight < window(pool)
 
-    def _follow(self, anew: bool) -> None:
-        """Watch the jobs that are open now."""
+    def _follow(self, anew: bool, now: float) -> list[Ending]:
+        """Watch the jobs that are open now; how others ended."""
         known = {} if anew else {job: watched.entry for job, watched in self._watched.items()}
         entries = {entry.job: entry for entry in self.registry.list_open(known)}
         for job in [job for job in self._watched if job not in entries]:
@@ -142,6 +150,7 @@ class Sweeper:
             watched = self._watched.get(job)
             if watched is None or watched.entry != entry:
                 self._apart(job, lambda entry=entry: self._watch(entry))
+        return self._endings.look(entries, now)
 
     def _watch(self, entry: Entry) -> None:
         find(self.pools, entry.pool)  # or nobody would ever do it
@@ -151,6 +160,7 @@ class Sweeper:
     def _drop(self, job: str) -> None:
         del self._watched[job]
         self._care.forget(job)
+        self._endings.look_soon()
 
     def _fill(self, pool: Pool, jobs: Sequence[Watched], *, anew: bool) -> int:
         """Send into a pool's window what there is room for; how many shards."""
@@ -194,6 +204,8 @@ class Sweeper:
     def _look_after(self, job: Watched, swept: Swept, thorough: bool) -> None:
         cared = self._care.look_after(job, self._clock(), at_once=thorough)
         swept.folded += cared.folded
+        if cared.failed:
+            swept.endings.append(ending(job.entry, "failed", time.time()))
         if cared.over:
             swept.ended += 1
             self._drop(job.entry.job)

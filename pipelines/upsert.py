@@ -47,6 +47,7 @@ class Committed:
     rows: int
     conflicts: int
     seconds: float
+    size: int  # bytes of the rows' files
 
 
 def check(url: str) -> None:
@@ -93,7 +94,8 @@ def upsert(
         return Change({**merged_recipes(existing, wanted), **ledger.metadata()}, list(written), "id", ids)
 
     conflicts = lance_commit.commit(uri, propose)
-    return Committed(rows.num_rows, conflicts, time.monotonic() - began)
+    size = sum(file.file_size_bytes or 0 for one in written for file in one.files)
+    return Committed(rows.num_rows, conflicts, time.monotonic() - began, size)
 
 
 def _fields(recipe: Recipe, counted: bool) -> list[pa.Field]:

@@ -41,9 +41,15 @@ class Broker:
         self.client, self.url = client, url
 
     @classmethod
-    def connect(cls, url: str) -> Broker:
-        """No connection is made before the first command. Raises UsageError for a URL that names no Redis, or unverified TLS."""
-        return cls(redis.Redis(**arguments(url), retry=Retry(NoBackoff(), 0)), redact(url))
+    def connect(cls, url: str, *, timeout_s: float = 0.0) -> Broker:
+        """No connection is made before the first command. Raises UsageError for a URL that names no Redis, or unverified TLS.
+
+        `timeout_s`: for each of connecting and a reply, where the usual ones are too long.
+        """
+        given = arguments(url)
+        if timeout_s:
+            given |= {"socket_connect_timeout": timeout_s, "socket_timeout": timeout_s}
+        return cls(redis.Redis(**given, retry=Retry(NoBackoff(), 0)), redact(url))
 
     @staticmethod
     def connect_async(url: str) -> AsyncBroker:

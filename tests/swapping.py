@@ -35,6 +35,7 @@ from lading.schedulers.bodies import RequestOptions
 from lading.schedulers.connection import Broker
 from lading.schedulers.messages import Request, request_message
 from lading.schedulers.pools import Pool, Preload
+from lading.workers.metering import WorkerMeter
 from lading.workers.residency import Step, Tier
 from lading.workers.worker import Worker
 from tests import models, models_outputs
@@ -167,9 +168,10 @@ class Watched:
         self._tell, self._done = worker.answers.tell, self.policy.done
         worker.answers.tell, self.policy.done = self._telling, self._doing  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _telling(self, told: Sequence[Any]) -> None:
-        self._tell(told)
+    def _telling(self, told: Sequence[Any]) -> bool:
+        stored = self._tell(told)
         self.told.update(asked.id for asked, _ in told)
+        return stored
 
     def _doing(self, step: Step, *given: Any, **named: Any) -> None:
         self._done(step, *given, **named)
@@ -257,11 +259,12 @@ class Workers:
         self._broker = Broker.connect(url)
         self._made: list[Worker] = []
 
-    def make(self, *, device_bytes: int = ALL_BYTES, **pool: Any) -> Watched:
+    def make(self, *, device_bytes: int = ALL_BYTES, metered: bool = False, **pool: Any) -> Watched:
         """A worker that was not started."""
         settings = load_settings()
         found = Pool(name="cpu", device="cpu", memory_bytes=device_bytes, **{"swap_patience_s": 0.05, **pool})
-        worker = Worker(found, settings, self._broker, Registry(settings.jobs))
+        meter = WorkerMeter(found, settings) if metered else None
+        worker = Worker(found, settings, self._broker, Registry(settings.jobs), meter=meter)
         self._made.append(worker)
         return Watched(worker)
 

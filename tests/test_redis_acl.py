@@ -16,16 +16,20 @@ from celery import Celery
 from celery.result import AsyncResult
 
 from lading.config.errors import BrokerError, QueueFull
+from lading.config.metrics import EVERYWHERE, EXPORTER, PREFIX
 from lading.pipelines.steering import pool_lines
 from lading.schedulers import folds
 from lading.schedulers.connection import Broker
+from lading.schedulers.exporter import Exporter
 from lading.schedulers.folds import FoldCosts
+from lading.schedulers.pools import find, load
 from lading.schedulers.queues import Queue
 from tests.queued import job_spec, queues, submitted
 from tests.redis_server import RedisServer, executable
+from tests.scraping import Scraped
 
 FILES = sorted((Path(__file__).parents[1] / "deploy" / "redis").glob("*.acl"))
-USERS = ["autoscaler", "producer", "scheduler", "worker"]
+USERS = ["autoscaler", "exporter", "producer", "scheduler", "worker"]
 REQUESTS, SHARDS = "lading.cpu.requests", "lading.cpu.shards"
 CONTROL_LIST = "lading.cpu.control"
 LARGE = 1 << 20
@@ -247,6 +251,35 @@ def test_an_autoscaler_counts(guarded: RedisServer, admin: redis.Redis) -> None:
     assert refusals(admin) == []
 
 
+def test_an_exporter_reads_what_it_shows(guarded: RedisServer, admin: redis.Redis) -> None:
+    """All of its series, under its own rights, with something in each of them."""
+    worker = Broker.connect(url_of(guarded, "worker"))
+    for name in (REQUESTS, SHARDS):
+        queue = worker.queue(name)
+        queue.send([b"1", b"2", b"3"])
+        queue.bury(queue.pull(2, LARGE)[0], "why")
+    worker.alive("cpu", "w")
+    admin.set("lading.cpu.left", 7)
+    one = Exporter(Broker.connect(url_of(guarded, "exporter")), {"cpu": find(load({}), "cpu")})
+    found = Scraped.of(one.book.registry)
+    assert {sample.name for sample in found.samples if sample.name.startswith(PREFIX)} == {
+        series.full_name for series in (*EVERYWHERE, *EXPORTER)
+    }
+    assert (found.value("shards_left"), found.value("pool_workers"), found.total("queue_inflight")) == (7, 1, 2)
+    assert one.unready() == ""
+    assert refusals(admin) == []
+
+
+@pytest.mark.parametrize(
+    "command", [("LPUSH", SHARDS, "x"), ("DEL", SHARDS), ("SET", "lading.cpu.left", 1), ("CONFIG", "GET", "*")]
+)
+def test_an_exporter_changes_nothing(guarded: RedisServer, admin: redis.Redis, command: tuple[str, ...]) -> None:
+    """Nor learns more of the server than INFO tells."""
+    client = Broker.connect(url_of(guarded, "exporter")).client
+    with pytest.raises(redis.ResponseError, match=r"(?i)no permissions"):
+        client.execute_command(*command)
+
+
 DENIED = {
     "read the messages": ("LRANGE", REQUESTS, 0, -1),
     "look at one": ("LINDEX", REQUESTS, 0),
@@ -273,8 +306,15 @@ DENIED = {
 }
 
 
-@pytest.mark.parametrize("user", ["producer", "autoscaler"])
-@pytest.mark.parametrize("what", DENIED)
+@pytest.mark.parametrize(
+    ("user", "what"),
+    [
+        (user, what)
+        for user in ("producer", "autoscaler", "exporter")
+        for what in DENIED
+        if (user, what) != ("exporter", "look at one")  # which says how old it is
+    ],
+)
 def test_what_is_denied(guarded: RedisServer, admin: redis.Redis, user: str, what: str) -> None:
     """Neither who sends nor who counts can read or take others' messages, or touch the server."""
     admin.lpush(REQUESTS, "theirs")

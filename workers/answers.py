@@ -15,9 +15,10 @@ from ..schedulers.connection import Broker
 from ..schedulers.outages import patiently, translated
 from ..schedulers.queues import Queue
 from ..schedulers.results import Failure, Result
-from .groups import Asked, Group, answers
+from .groups import Asked, Group, answers, bounds, errors_of
 from .into import Tables
 from .leases import Leases
+from .ports import Meter
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +35,13 @@ class Answers:
         *,
         ttl_s: int,
         interval_s: float,
+        meter: Meter | None = None,
     ) -> None:
         """ttl_s: how long results are kept; interval_s: between two commits to a table."""
+        self._meter = meter or Meter()
         self._broker, self._queue, self._leases, self._ttl_s, self._stopping = broker, requests, leases, ttl_s, stopping
         self._given: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
-        self._tables = Tables(self.tell, interval_s, leases.beat)
+        self._tables = Tables(self.tell, interval_s, leases.beat, meter)
         self._thread = threading.Thread(target=self._answer_on, name="lading-answers", daemon=True)
 
     def start(self) -> None:
@@ -64,35 +67,47 @@ class Answers:
         """Whether so much waits for its table that no more should be begun."""
         return self._tables.behind
 
+    def waiting_rows(self) -> int:
+        """Results that wait for a table whose store fails."""
+        return self._tables.waiting_rows()
+
     def end(self, timeout_s: float) -> None:
         """Answer what was given, then end."""
         self._given.put(None)
         self._thread.join(timeout_s)
         self._tables.end(timeout_s)
 
-    def tell(self, told: Sequence[tuple[Asked, Result]]) -> None:
-        """Store results, then acknowledge: in this order, since a full Redis refuses the one and does the other."""
+    def tell(self, told: Sequence[tuple[Asked, Result]]) -> bool:
+        """Store results, then acknowledge: in this order, since a full Redis refuses the one and does the other. Whether they are stored."""
         leases = [asked.lease for asked, _ in told]
-        if told and self._store([(asked.id, result) for asked, result in told]):
+        stored = bool(told) and self._store([(asked.id, result) for asked, result in told])
+        if stored:
             failpoint("answer.stored")
             self._leases.done(self._queue, leases)
+            for asked, result in told:
+                self._meter.told(asked.request.verb, asked.sent, result)
         elif not self._stopping.is_set():  # else they are given back
             self._leases.forget(self._queue, leases)
+        return stored
 
     def fail(self, asked: Sequence[Asked], failure: Failure) -> None:
         """Whole requests that cannot be done."""
         self.tell([(one, failure) for one in asked])
 
-    def fail_id(self, id: str, failure: Failure) -> None:
+    def fail_id(self, id: str, failure: Failure, op: str = "") -> None:
         """A request whose message goes to the dead letters, as far as it says who asks."""
-        self._store([(id, failure)])
+        if self._store([(id, failure)]):
+            self._meter.told(op, 0.0, failure)
 
     def _answer_on(self) -> None:
         while (group := self._given.get()) is not None:
             self._answer(group)
 
     def _answer(self, group: Group) -> None:
-        self.tell([(member.asked, result) for member, result in zip(group.members, answers(group), strict=True)])
+        told = [(member.asked, result) for member, result in zip(group.members, answers(group), strict=True)]
+        if self.tell(told):
+            errors = [code for of_one in errors_of(group) for _, code, _ in of_one]
+            self._meter.answered(group.recipe.task, int(bounds(group)[-1]), errors)
 
     def _store(self, told: Sequence[tuple[str, Result]]) -> bool:
         """False if the broker did not take them: the leases run out, and somebody does it again."""

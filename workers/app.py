@@ -117,6 +117,8 @@ class Consume(bootsteps.StartStopStep):
 def _worker() -> tuple[Worker, float]:
     """The batch consumer that the settings ask for, and its grace. Raises UsageError."""
     from ..pipelines.registry import Registry
+    from ..schedulers.endpoint import Endpoint
+    from .metering import WorkerMeter
     from .programs import check_kind
     from .worker import Worker
 
@@ -127,7 +129,12 @@ def _worker() -> tuple[Worker, float]:
     threading.excepthook = _end_at_once
     broker = Broker.connect(settings.broker_url)
     registry = Registry(settings.jobs)
-    return Worker(pool, settings, broker, registry, device=device, on_end=_give_up), settings.grace_s
+    meter = WorkerMeter(pool, settings) if settings.metrics_port else None
+    worker = Worker(pool, settings, broker, registry, device=device, on_end=_give_up, meter=meter)
+    if meter is not None:
+        where, told = (settings.metrics_bind, settings.metrics_port), meter.book.registry
+        Endpoint(*where, told, unhealthy=worker.unhealthy, unready=worker.unready)
+    return worker, settings.grace_s
 
 
 app.steps["worker"].add(Consume)  # pyright: ignore[reportOptionalSubscript]

@@ -121,6 +121,7 @@ class Assignment:
     work: Work
     struck: Struck
     beat: Callable[[], None]
+    waited_s: float | None = None  # from being sent to being taken up, where the message says when it was sent
     _adapter: Adapter | None = None
 
     @property
@@ -189,14 +190,14 @@ class Desk:
     def accept(self, lease: Lease) -> Assignment | None:
         """What the message asks for, or None where nothing is to be done for it any more; then the lease is settled."""
         try:
-            pointer = _pointer(lease)
+            pointer, sent = _pointer(lease)
         except BadMessage as error:
             self.leases.bury(self.queue, lease, str(error))
             return None
         try:
             opened = self._job(pointer)
             if not opened.paused:
-                return self._assignment(lease, opened, pointer)
+                return self._assignment(lease, opened, pointer, sent)
             self.leases.done(self.queue, [lease])
         except (BadMessage, UnknownJob) as error:
             self.leases.bury(self.queue, lease, str(error))
@@ -224,7 +225,7 @@ class Desk:
             raise BadMessage(f"names recipe {pointer.recipe}, job {pointer.job} has {opened.job.recipe.hash}")
         return opened
 
-    def _assignment(self, lease: Lease, opened: OpenJob, pointer: ShardPointer) -> Assignment | None:
+    def _assignment(self, lease: Lease, opened: OpenJob, pointer: ShardPointer, sent: float) -> Assignment | None:
         job = opened.job
         work = None if opened.over(self.registry) else job.manifest.pending(pointer.shard, pointer.generation)
         if work is None:
@@ -232,12 +233,13 @@ class Desk:
             self.leases.done(self.queue, [lease])
             return None
         struck = opened.strikes.left_by_others(pointer.shard, pointer.generation)
-        return Assignment(lease, opened, work, struck, self.leases.beat)
+        waited_s = max(time.time() - sent, 0.0) if sent else None
+        return Assignment(lease, opened, work, struck, self.leases.beat, waited_s)
 
 
-def _pointer(lease: Lease) -> ShardPointer:
-    """Raises BadMessage."""
-    pointer = decode(lease.raw).body
-    if not isinstance(pointer, ShardPointer):
+def _pointer(lease: Lease) -> tuple[ShardPointer, float]:
+    """And when it was sent (0.0: unsaid). Raises BadMessage."""
+    message = decode(lease.raw)
+    if not isinstance(message.body, ShardPointer):
         raise BadMessage("a request, in the queue of shards")
-    return pointer
+    return message.body, message.sent

@@ -52,7 +52,9 @@ class Attempts:
                 if tried == 1 or (single and tried <= ROOMS + 1 and self.models.make_room(adapter)):
                     continue
                 if single:
+                    self.gauges.too_large += 1
                     return [(chosen, error)]
+                self.gauges.split += 1
                 self.limits.exhausted(adapter, cost)
                 log.warning("no memory for %d tokens (%s); halving the batch", cost, error)
             except Exception as error:  # becomes a reject of the row that causes it, or stops the job

@@ -26,7 +26,7 @@ from .gauges import Gauges
 from .limits import Limits
 from .packer import pack
 from .parts import Chosen, Items, Part, ShardInFlight, Task, cost_of, split_outputs
-from .ports import AllThere, Models, NoRequests, Requests
+from .ports import AllThere, Meter, Models, NoRequests, Requests
 from .shares import Shares
 from .stages import Ahead, Clock
 from .window import Window, Windows
@@ -82,6 +82,7 @@ class Engine:
     requests: Requests = dataclasses.field(default_factory=NoRequests)
     models: Models = dataclasses.field(default_factory=AllThere)
     gauges: Gauges = dataclasses.field(default_factory=Gauges)
+    meter: Meter = dataclasses.field(default_factory=Meter)
     on_batch: Callable[[], None] = lambda: None
     bell: threading.Event = dataclasses.field(default_factory=threading.Event)  # ring it when a request waits
     shares: Shares = dataclasses.field(default_factory=Shares)
@@ -139,6 +140,8 @@ class Engine:
         for batch in pack(items.prepared.costs, self.limits.of(items.adapter)):
             with self.models.holding(items.adapter), self.gauges.run:
                 outcomes = self.attempts.run([(items, batch)])
+            cost = cost_of([(items, batch)])
+            self.meter.batch(items.adapter, cost, max(cost, self.budget))
             _share_out(outcomes)
             self.on_batch()
         return sum(code == "failed" for code, _ in items.failed.values())
@@ -284,6 +287,7 @@ class Engine:
         self._check_hopeless(batch)
         offered = max(batch.cost, self.budget)
         self.gauges.count(batch.clock, batch.cost, offered)
+        self.meter.batch(batch.chosen[0][0].adapter, batch.cost, offered)
         of_shards = 0.0
         for part, items in batch.chosen:
             tokens = int(part.prepared.costs[items].sum())

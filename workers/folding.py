@@ -9,13 +9,16 @@ import dataclasses
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from ..config.errors import BrokerError, LadingError
+from ..pipelines.output import Folded
 from ..pipelines.registry import Registry
 from ..pipelines.sweep import settle
 from ..schedulers.connection import Broker
 from .assignments import Desk, OpenJob
+from .ports import Meter
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +45,13 @@ class Folds:
         broker: Broker,
         interval_s: float,
         beat: Callable[[], None],
+        meter: Meter | None = None,
     ) -> None:
         self._desk, self._registry, self._broker = desk, registry, broker
-        self._interval_s, self._beat = interval_s, beat
+        self._interval_s, self._beat, self._meter = interval_s, beat, meter or Meter()
         self._lock = threading.Lock()
         self._waiting: dict[str, OpenJob] = {}  # of which this process published shards since its last fold
+        self._rows: dict[str, tuple[str, int]] = {}  # by job: the kind of sink, and the rows of those shards
         self._faults: dict[str, _Fault] = {}
         self._next: dict[str, float] = {}  # when a job may be folded again here
         self._ended = threading.Event()
@@ -60,10 +65,20 @@ class Folds:
         self._ended.set()
         self._thread.join(timeout_s)
 
-    def published(self, opened: OpenJob) -> None:
-        """A shard of this job has its marker."""
+    def published(self, opened: OpenJob, rows: int) -> None:
+        """A shard of this job has its marker, with so many rows that may not be in view yet."""
+        job, kind = opened.job.id, opened.job.sink.output.kind
         with self._lock:
-            self._waiting[opened.job.id] = opened
+            self._waiting[job] = opened
+            self._rows[job] = kind, self._rows.get(job, ("", 0))[1] + rows
+        if rows:
+            self._meter.waits(kind)
+
+    def waiting_rows(self) -> Counter[str]:
+        """By kind of sink, those that this process published and has not seen in view yet."""
+        with self._lock:
+            rows = list(self._rows.values())
+        return sum((Counter({kind: count}) for kind, count in rows), Counter())
 
     def _fold_on(self) -> None:
         while not self._ended.wait(self._interval_s):
@@ -88,15 +103,27 @@ class Folds:
             self._waiting.setdefault(opened.job.id, opened)
 
     def _fold(self, opened: OpenJob) -> None:
-        job, began = opened.job.id, time.monotonic()
+        job, began, kind = opened.job.id, time.monotonic(), opened.job.sink.output.kind
+        with self._lock:
+            _, rows = self._rows.get(job, ("", 0))
+
+        def tell(folded: Folded) -> None:
+            if folded.shards:
+                self._meter.committed(kind, folded.seconds, folded.conflicts)
+
         try:
-            standing = settle(opened.folding, self._registry, self._broker)
+            standing = settle(opened.folding, self._registry, self._broker, tell)
         except LadingError as error:
             self._give_back(opened)
             self._fail(job, str(error))
             return
         self._faults.pop(job, None)
         now = time.monotonic()
+        self._meter.folded(now - began)
+        with self._lock:
+            after = self._rows.pop(job, ("", 0))[1] - rows
+            if after > 0:  # published meanwhile
+                self._rows[job] = kind, after
         self._next[job] = now + min(SPARING * (now - began), LONGEST_PAUSE_S)
         self._beat()
         if standing.state != "running":

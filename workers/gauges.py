@@ -23,6 +23,8 @@ class Gauges:
     offered: int = 0  # budget of all batches: cost / offered is the fill ratio
     batches: int = 0
     out_of_memory: int = 0  # batches, or pieces of them, that the device had no memory for
+    split: int = 0  # of these: halved
+    too_large: int = 0  # of these: a single row, which became a reject
 
     def count(self, clock: Clock, cost: int, offered: int) -> None:
         """One batch."""

@@ -23,6 +23,7 @@ class Asked:
     lease: Lease
     id: str  # its result's
     request: Request
+    sent: float = 0.0  # Unix time, where the message says it
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -17,12 +17,14 @@ from ..pipelines import upsert, wire
 from ..schedulers.results import Failure, Result
 from .groups import Asked, Group, Member, bounds, errors_of
 from .parts import counts_of
+from .ports import Meter
 
 log = logging.getLogger(__name__)
 
 Told = tuple[Asked, Result]
 Entry = tuple[Group, Member, upsert.Rows, list[wire.ItemError]]
 
+KIND = "lancedb"  # the only kind of table whose rows can be replaced
 AGAIN_S = 2.0  # until a commit that the store did not take is tried again
 PATIENCE_S = 300.0  # that requests wait for a table whose store fails, then they are told
 MOST_BEHIND = 256  # groups that may wait to be committed before no more is taken off the queue
@@ -33,10 +35,14 @@ class Tables:
     """One thread, which commits; `tell` answers and acknowledges."""
 
     def __init__(
-        self, tell: Callable[[Sequence[Told]], None], interval_s: float, beat: Callable[[], None] = lambda: None
+        self,
+        tell: Callable[[Sequence[Told]], bool],
+        interval_s: float,
+        beat: Callable[[], None] = lambda: None,
+        meter: Meter | None = None,
     ) -> None:
         """`beat` is told that those who wait are looked after: their leases are to be kept."""
-        self._tell, self._interval_s, self._beat = tell, interval_s, beat
+        self._tell, self._interval_s, self._beat, self._meter = tell, interval_s, beat, meter or Meter()
         self._given: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
         # Of tables whose store failed; their leases are kept, so that nobody does them again.
         self._left: list[Entry] = []
@@ -58,6 +64,10 @@ class Tables:
     def behind(self) -> bool:
         """Whether so much waits that no more should be begun."""
         return self._given.qsize() > MOST_BEHIND
+
+    def waiting_rows(self) -> int:
+        """Of requests whose table's store fails."""
+        return sum(len(rows.ids) for _, _, rows, _ in self._left)
 
     def end(self, timeout_s: float) -> None:
         """Commit what was given, then end."""
@@ -100,6 +110,7 @@ class Tables:
             except StopJob as error:
                 log.error("%d requests wait for their table: %s", len(entries), error)
                 left += self._to_try_again(url, entries, str(error))
+                self._meter.waits(KIND)
                 continue
             except Exception as error:
                 if not isinstance(error, LadingError):
@@ -115,9 +126,12 @@ class Tables:
                 done.seconds,
                 done.conflicts,
             )
-            self._tell(
-                [(member.asked, wire.stored(hash, len(rows.ids), errors)) for _, member, rows, errors in entries]
-            )
+            self._meter.committed(KIND, done.seconds, done.conflicts)
+            self._meter.upserted(KIND, done.rows, done.size)
+            told = [(member.asked, wire.stored(hash, len(rows.ids), errors)) for _, member, rows, errors in entries]
+            if self._tell(told):
+                inputs = sum(member.count for _, member, _, _ in entries)
+                self._meter.answered(group.recipe.task, inputs, [code for one in entries for _, code, _ in one[3]])
         return left
 
     def _to_try_again(self, url: str, entries: list[Entry], why: str) -> list[Entry]:

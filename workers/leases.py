@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from ..config.errors import BrokerError
@@ -21,6 +22,7 @@ class Leases:
 
     def __init__(self, lease_s: float) -> None:
         self.lease_s = lease_s
+        self.redelivered: Counter[str] = Counter()  # messages under suspicion that were pulled, by their queue
         self._lock = threading.Lock()
         self._held: dict[tuple[Queue, Lease], None] = {}
         self._beats = self._seen = 0
@@ -45,6 +47,7 @@ class Leases:
             pulled = queue.pull(most, PULL_BYTES)
             with self._lock:
                 self._held.update(((queue, one), None) for one in pulled)
+            self.redelivered[queue.name] += sum(one.suspect is not None for one in pulled)
             if pulled:
                 self.beat()  # the next renewal is theirs too
             return pulled

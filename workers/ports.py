@@ -1,13 +1,19 @@
-"""What the engine asks of those around it: which models may run, and which requests wait. Each with the answer of a local run."""
+"""What the engine asks of those around it, or tells them: which models may run, which requests wait, what was done. Each with that of a local run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..adapters.contract import Adapter
+from ..pipelines.records import Receipt
+from ..schedulers.results import Result
 from .parts import Chosen, Items
+
+if TYPE_CHECKING:
+    from ..pipelines.sweep import Swept
+    from .worker import Worker
 
 
 class Models(Protocol):
@@ -102,3 +108,48 @@ class NoRequests:
 
     def completed(self, items: Items) -> None:
         raise AssertionError("nothing was taken")
+
+
+class Meter:
+    """Told of what is done, for whoever watches; here nobody does (metering.py). Batches are the finest grain. Any thread may tell."""
+
+    def watch(self, worker: Worker) -> None:
+        """Whose work it is, all of it there and nothing begun."""
+
+    def swept(self, swept: Swept | None, seconds: float) -> None:
+        """A pass over queues and jobs; None: another process leads."""
+
+    def batch(self, adapter: Adapter, cost: int, offered: int) -> None:
+        """A batch went through the device. `offered`: the cost that it had room for."""
+
+    def published(
+        self, op: str, sink: str, receipt: Receipt, *, ours: bool, seconds: Mapping[str, float], waited_s: float | None
+    ) -> None:
+        """A shard has its marker, `ours`, or it had one before. `seconds`: of its stages; `waited_s`: from being sent to being taken up."""
+
+    def unpublished(self, op: str, outcome: str) -> None:
+        """A shard that was begun ended without one: given_back, left."""
+
+    def told(self, op: str, sent: float, result: Result) -> None:
+        """A request heard its end. op: "" where it did not say; sent: 0 likewise."""
+
+    def answered(self, op: str, inputs: int, errors: Iterable[str]) -> None:
+        """Of requests that were answered: how many inputs in all, and the reject codes of those without a result."""
+
+    def waits(self, sink: str) -> None:
+        """Rows wait to come into view."""
+
+    def committed(self, sink: str, seconds: float, conflicts: int) -> None:
+        """Rows came into view."""
+
+    def upserted(self, sink: str, rows: int, size: int) -> None:
+        """Those that no receipt told of: of requests. size: bytes of their files."""
+
+    def folded(self, seconds: float) -> None:
+        """A pass over all that a job has published."""
+
+    def loaded(self, model: str, source: str, seconds: float) -> None:
+        """A model came onto the device from `source`: host, disk."""
+
+    def not_loaded(self, kind: str) -> None:
+        """One did not: permanent, transient."""

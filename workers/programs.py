@@ -34,15 +34,21 @@ def workers(pool: str, devices: str, *, processes: int = 1, verbose: bool = Fals
     return [_worker(found.name, number, device, verbose) for number, device in enumerate(named * processes)]
 
 
+def metrics_port(number: int) -> dict[str, str]:
+    """The environment in which a program serves its metrics: on the port of the settings for the first, the next for the second."""
+    port = load().metrics_port
+    return {"LADING_METRICS_PORT": str(port + number)} if port else {}
+
+
 def check_kind(pool: Pool, device: str) -> None:
     """Raises UsageError for a device of another kind than the pool's."""
     if not device.startswith(pool.device):
         raise UsageError(f"device {device} is none for pool {pool.name}, whose device is {pool.device}")
 
 
-def scheduler() -> Program:
-    """The process that keeps submitted jobs going."""
-    return Program("scheduler", [*PYTHON, "-m", "lading.cli", "scheduler"])
+def scheduler(number: int = 0) -> Program:
+    """The process that keeps submitted jobs going; `number`: of the programs on this machine before it."""
+    return Program("scheduler", [*PYTHON, "-m", "lading.cli", "scheduler"], metrics_port(number))
 
 
 def _worker(pool: str, number: int, device: str, verbose: bool) -> Program:
@@ -61,7 +67,7 @@ def _worker(pool: str, number: int, device: str, verbose: bool) -> Program:
         "-l",
         level,
     ]
-    environment = {"LADING_POOL": pool, "LADING_DEVICE": kind, **shown}
+    environment = {"LADING_POOL": pool, "LADING_DEVICE": kind, **shown, **metrics_port(number)}
     return Program(f"worker {pool} on {device}", command, environment)
 
 

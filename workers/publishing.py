@@ -14,15 +14,17 @@ from .parts import ShardInFlight, covered_ids, finish
 log = logging.getLogger(__name__)
 
 
-def publish(job: Job, shard: ShardInFlight, *, kernel: str, busy: float) -> Receipt:
-    """Stage the rows, then decide by the marker whether they count. Returns the receipt that counts. Raises StopJob."""
+def publish(job: Job, shard: ShardInFlight, *, kernel: str, busy: float) -> tuple[Receipt, bool]:
+    """Stage the rows, then decide by the marker whether they count. Returns the receipt that counts, and whether it is this
+    attempt's. Raises StopJob."""
     work = shard.work
     place = job.attempt(work)
     receipt = Receipt(*place, kernel=kernel, finished=time.time())
     if shard.failure:
         rows = (work.shard.rows or 0) if work.ordinals is None else len(work.ordinals)
         failed = dataclasses.replace(receipt, status="failed", reason=shard.failure, rows_in=rows)
-        return job.manifest.publish(failed)
+        winner = job.manifest.publish(failed)
+        return winner, winner.attempt == receipt.attempt
     replacing = job.manifest.plan.on_existing == "replace"
     replaces = covered_ids(shard, job.source.field("id").type) if replacing else None
     keep, counts = kept_columns(job.spec), [field.name for field in count_fields(job.spec)]
@@ -30,6 +32,7 @@ def publish(job: Job, shard: ShardInFlight, *, kernel: str, busy: float) -> Rece
     shard.parts.clear()
     receipt = dataclasses.replace(receipt, busy=round(busy, 4))
     winner = job.publish(place, receipt, table, rejects, replaces)
-    if winner.attempt != receipt.attempt:
+    ours = winner.attempt == receipt.attempt
+    if not ours:
         log.info("shard %d was published by another process; its rows count, ours are dropped", work.shard.number)
-    return winner
+    return winner, ours

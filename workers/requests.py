@@ -164,7 +164,7 @@ class RequestLane:
             self._leases.forget(self._queue, [asked.lease])
         elif deaths > DEATHS:
             reason = f"{DEATHS} processes died while they ran this request alone"
-            self._answers.fail_id(asked.id, Failure("RequestFailed", reason))
+            self._answers.fail_id(asked.id, Failure("RequestFailed", reason), asked.request.verb)
             self._leases.bury(self._queue, asked.lease, reason)
         elif (group := self._group([asked])) is not None:
             try:
@@ -262,7 +262,7 @@ class RequestLane:
         if message.expires and message.expires < time.time():  # whoever waited for it has gone
             self._leases.done(self._queue, [lease])
             return None
-        asked = Asked(lease, message.id, message.body)
+        asked = Asked(lease, message.id, message.body, message.sent)
         if asked.request.into:
             try:
                 self._check_table(asked.request.into)

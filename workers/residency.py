@@ -39,6 +39,9 @@ class Model:
     moving: bool = False  # a step with it is under way
     retry_at: float = 0.0  # after a failure that may pass
     failures: int = 0  # of those, one after the other
+    holds: int = 0  # batches that found it there
+    misses: int = 0  # times that work had to wait for it
+    evictions: Counter[str] = dataclasses.field(default_factory=Counter)  # by reason
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -98,6 +101,7 @@ class Residency:
         if any(one.tier < Tier.DEVICE or one.moving or one.leaving for one in needed):
             return False
         self.holds += 1
+        self.models[key].holds += 1
         for one in needed:
             one.users += 1
             one.used = now
@@ -114,6 +118,7 @@ class Residency:
         if key not in self.wanted and self.models[key].tier < Tier.DEVICE:
             self.wanted[key] = now
             self.misses += 1
+            self.models[key].misses += 1
 
     def unwant(self, key: str) -> None:
         """Nobody waits for it any more."""
@@ -156,6 +161,7 @@ class Residency:
         model.copied = step.to == Tier.HOST
         if step.source == Tier.DEVICE:
             self.evictions[step.reason] += 1
+            model.evictions[step.reason] += 1
 
     def failed(self, step: Step, now: float, *, for_good: bool) -> list[str]:
         """It did not come: to be tried again after a while, ever longer, or not at all; then who waited for it in vain."""

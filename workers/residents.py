@@ -23,6 +23,8 @@ from ..config.failpoints import failpoint
 from ..config.recipe import Recipe
 from ..config.weights import weight_bytes
 from .passing import passing
+from .ports import Meter
+from .residency import Model as Known
 from .residency import Residency, Step, Tier, TooLarge
 
 if TYPE_CHECKING:
@@ -48,12 +50,13 @@ class Residents:
         streams: int = 1,
         loading: Callable[[bool], None] = lambda _: None,
         ring: Callable[[], None] = lambda: None,
+        meter: Meter | None = None,
     ) -> None:
         """batch_tokens: of a batch, of which `streams` run at once: what they need beside a model's weights follows from it.
         `loading` is told when a move begins (True) and ends (False), `ring` that something has changed for `hold`."""
         self.policy, self.lost = policy, ""
         self._device, self._threads, self._tokens, self._streams = device, threads, batch_tokens, streams
-        self._loading, self._ring = loading, ring
+        self._loading, self._ring, self._meter = loading, ring, meter or Meter()
         self._changed = threading.Condition()
         self._adapters: dict[str, Model] = {}  # by the hash of their recipes
         self._models: dict[str, Model] = {}  # by their weights: the first adapter with them, which the others use
@@ -235,6 +238,16 @@ class Residents:
                 "evictions": dict(policy.evictions),
             }
 
+    def each(self) -> list[tuple[str, Known]]:
+        """What every model is called, and how it stands now."""
+        with self._changed:
+            known = [(self._names[key], self.policy.models[key]) for key in self._models]
+            return [(name, dataclasses.replace(one, evictions=one.evictions.copy())) for name, one in known]
+
+    def called(self, weights: str) -> str:
+        """A model for people."""
+        return self._names.get(weights, "")
+
     def close(self) -> None:
         """Move nothing more."""
         with self._changed:
@@ -280,6 +293,7 @@ class Residents:
             if self._why(step.key):  # it takes more than its files said
                 self.policy.models[step.key].leaving = "room"
             self._changed.notify_all()
+        self._meter.loaded(self._names[step.key], step.source.name.lower(), now - began)
         log.info(
             "%s (weights %s) came from %s in %.2f s",
             self._names[step.key],
@@ -329,6 +343,7 @@ class Residents:
             for key in self.policy.failed(step, now, for_good=for_good):
                 self._trouble[key] = why, now
             self._changed.notify_all()
+        self._meter.not_loaded("permanent" if for_good else "transient")
         log.error(
             "%s (weights %s) did not come: %s%s",
             self._names[step.key],

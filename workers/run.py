@@ -153,7 +153,7 @@ class _Run:
 
     def _write(self, shard: ShardInFlight, kernel: str, busy: float) -> None:
         with self.measured.write:
-            receipt = publish(self.job, shard, kernel=kernel, busy=busy)
+            receipt, _ = publish(self.job, shard, kernel=kernel, busy=busy)
         self.done_shards += 1
         self.rejected += receipt.rejected
         self.measured.rows_run += receipt.rows_in

@@ -37,10 +37,12 @@ from .assignments import Assignment, Desk
 from .engine import Engine
 from .feed import Feed
 from .folding import Folds
+from .health import HUNG_LEASES, Pulse
 from .leases import RENEWALS, Leases
 from .lone import run_alone
 from .models import RequestedModels
 from .parts import ShardInFlight
+from .ports import Meter
 from .publishing import publish
 from .requests import RequestLane
 from .residency import Residency
@@ -51,8 +53,6 @@ log = logging.getLogger(__name__)
 # Small ones: what a worker has gathered no other one can do, and the end of a job waits for the slowest.
 WINDOW_BATCHES = 4  # sorted together
 AHEAD_BATCHES = 2  # of each stream, prepared beyond that
-# That a batch may run with nothing moving: a slow one has long lost its work to others, and this one is stuck.
-HUNG_LEASES = 3
 WRITING = 2  # shards that may wait to be written: a slow sink holds the device back rather than filling memory
 
 
@@ -68,9 +68,10 @@ class Worker:
         *,
         device: str = "",
         on_end: Callable[[str], None] = lambda why: None,
+        meter: Meter | None = None,
     ) -> None:
         """`on_end` is told once why only another process can go on: the device does not come back from a batch, or takes no more."""
-        self._on_end = on_end
+        self._on_end, self.meter = on_end, meter or Meter()
         self.pool, self.settings, self.broker, self.registry = pool, settings, broker, registry
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}".replace(".", "-")
         self.stopping = threading.Event()
@@ -79,6 +80,7 @@ class Worker:
         self.leases = Leases(settings.lease_s)
         device = device or pool.device
         adapters.check_device(device)
+        self.device = device
         budget = pool.batch_tokens or settings.batch_tokens(device)
         streams = adapters.streams(device, settings.threads)
         policy = Residency(
@@ -93,6 +95,7 @@ class Worker:
             streams=streams,
             loading=self.leases.loading,
             ring=bell.set,
+            meter=self.meter,
         )
         window = settings.window_tokens or WINDOW_BATCHES * budget
         ahead = window + AHEAD_BATCHES * budget * streams
@@ -102,6 +105,7 @@ class Worker:
             window,
             self.stopping,
             on_batch=self.leases.beat,
+            meter=self.meter,
             models=self.residents,
             bell=bell,
             ahead=ahead,
@@ -113,6 +117,7 @@ class Worker:
             self.stopping,
             ttl_s=settings.result_ttl_s,
             interval_s=settings.fold_interval_s,
+            meter=self.meter,
         )
         self.models = models = RequestedModels(self.residents, roots.parse(settings.roots), pool.precisions)
         self.lane = RequestLane(
@@ -137,15 +142,15 @@ class Worker:
             lambda: bool(self.lane.alone),
             self.engine.has_room,
         )
-        self.folds = Folds(self.desk, registry, broker, settings.fold_interval_s, self.leases.beat)
+        self.folds = Folds(self.desk, registry, broker, settings.fold_interval_s, self.leases.beat, self.meter)
+        self.pulse = Pulse(settings.lease_s, time.monotonic())
         self._ended = threading.Event()  # nothing is held any more
-        self._kept = time.monotonic()  # when the broker last heard from here
         self._untold = ""  # why the broker did not take the last report
-        self._stuck = 0  # renewals in a row at which a batch was running and nothing had moved
         self._work_thread = threading.Thread(target=self._work, name="lading-work", daemon=True)
         self._keep_thread = threading.Thread(target=self._keep, name="lading-leases", daemon=True)
         self._sweep_thread = threading.Thread(target=self._sweep, name="lading-sweep", daemon=True)
         self._preload_thread = threading.Thread(target=self._preload, name="lading-preload", daemon=True)
+        self.meter.watch(self)
 
     def start(self) -> None:
         self.answers.start()
@@ -186,6 +191,17 @@ class Worker:
         out_of_memory = self.engine.gauges.out_of_memory
         return {"version": REPORT_VERSION, **said, "out_of_memory": out_of_memory, "limits": limits}
 
+    def unhealthy(self) -> str:
+        """Why only another process would go on with its work, "" while it gets on with it."""
+        return self.pulse.unhealthy(time.monotonic())
+
+    def unready(self) -> str:
+        """Why it would not take a request right now, "" if it would."""
+        if self.stopping.is_set():
+            return "stopping"
+        preloading = self._preload_thread.ident is None or self._preload_thread.is_alive()
+        return self.pulse.unready(time.monotonic(), preloading=preloading)
+
     # -- the working thread
 
     def _work(self) -> None:
@@ -203,6 +219,10 @@ class Worker:
     def _give_back(self) -> None:
         """All that is held, without a trace."""
         self.leases.close()
+        held = set(self.leases.held(self.shards))
+        for one in self.feed.given():
+            if one.lease in held:
+                self.meter.unpublished(one.of.job.recipe.task, "given_back")
         for opened in [*self.desk.jobs(), *(one.of for one in self.feed.given())]:
             opened.strikes.erase_all()
         for queue in (self.shards, self.requests):
@@ -255,22 +275,28 @@ class Worker:
         assert isinstance(one, Assignment)
         job = one.of.job
         kernel = "" if shard.failure else one.adapter.kernel
+        began = time.monotonic()
         try:
-            publish(job, shard, kernel=kernel, busy=self.engine.gauges.busy)
+            receipt, ours = publish(job, shard, kernel=kernel, busy=self.engine.gauges.busy)
         except LadingError as error:
             self._leave(one, error)
         else:
             failpoint("shard.published")
+            seconds = {**shard.seconds, "write": time.monotonic() - began}
+            self.meter.published(
+                job.recipe.task, job.sink.output.kind, receipt, ours=ours, seconds=seconds, waited_s=one.waited_s
+            )
             one.of.strikes.clear(*one.place)  # while it is leased: whoever comes after a death here does this again
             self.leases.done(self.shards, [one.lease])
             failpoint("shard.acknowledged")
-            self.folds.published(one.of)
+            self.folds.published(one.of, receipt.rows_out if ours else 0)
             self.feed.settled(one)
         self.leases.beat()
 
     def _leave(self, one: Assignment, error: LadingError) -> None:
         """Nothing of a shard counts. Whoever sweeps sends it again, and by then the disk or the table may be as it should be."""
         log.error("job %s, shard %d: %s", one.of.job.id, one.work.shard.number, error)
+        self.meter.unpublished(one.of.job.recipe.task, "left")
         one.of.pause(self.settings.lease_s)
         one.give_up()
         self.leases.done(self.shards, [one.lease])
@@ -308,13 +334,10 @@ class Worker:
         moved = self.leases.renew((self.shards, self.requests))
         now = time.monotonic()
         # After an outage, or frozen, others that live have not renewed theirs yet either.
-        if now - self._kept < self.settings.lease_s:
+        if now - self.pulse.kept < self.settings.lease_s:
             for queue in (self.shards, self.requests):
                 queue.restore(self.settings.lease_s)
-        self._kept = now
-        # Counted in renewals and not on a clock, which goes on while a whole process is frozen.
-        self._stuck = self._stuck + 1 if self.engine.running and not moved else 0
-        if self._stuck == HUNG_LEASES * RENEWALS:
+        if self.pulse.renewed(now, running=bool(self.engine.running), moved=moved):
             self._on_end(f"the device hangs: a batch has not ended for {HUNG_LEASES * self.settings.lease_s:.0f} s")
         if self.residents.lost:
             self._end_without_device(self.residents.lost)
@@ -336,7 +359,9 @@ class Worker:
         pause_s = interval_s
         while not self.stopping.wait(pause_s):
             try:
+                began = time.monotonic()
                 swept = patiently(lambda: sweeper.sweep(lead_s=LEAD * interval_s), self.stopping)
+                self.meter.swept(swept, time.monotonic() - began)
                 pause_s = interval_s / (HUNGRY if swept is not None and swept.hungry else 1)
             except LadingError as error:
                 # The registry's store is away, and may come back; a lead that nobody has is no harm.

@@ -1,0 +1,122 @@
+"""What metrics cost: the same work by a worker that serves them, scraped every second, and by one that counts nothing.
+
+    python benchmarks/metrics.py [--model tiny|minilm] [--rounds N] [--quick] [--json]
+
+A private Redis, one worker process of one thread at a time, with and without a metrics port by turns; both do the same requests (64
+under way) and the same corpus job. The scraper is a process of its own, as Prometheus is. The CPU seconds of the worker's process
+tell a cost of a percent where the clock of a busy machine does not; both are shown, as medians of pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.queueing import CLIENTS, REQUESTS, WorkerProcess, closed_loop, corpus, model_folder, queued, requests
+from benchmarks.report import Report
+from tests.redis_server import RedisServer
+
+INTERVAL_S = 1.0  # fifteen times as often as Prometheus usually does
+AIM = 1.0  # % of throughput
+SCRAPER = """
+import sys, time, urllib.request
+while True:
+    with urllib.request.urlopen(f"http://127.0.0.1:{sys.argv[1]}/metrics") as page:
+        page.read()
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@contextmanager
+def scraped(port: int) -> Iterator[None]:
+    """By a process of its own meanwhile; 0: nothing is served."""
+    if not port:
+        yield
+        return
+    process = subprocess.Popen([sys.executable, "-S", "-c", SCRAPER, str(port), str(INTERVAL_S)])
+    try:
+        yield
+        assert process.poll() is None, "the scraper could not read the metrics"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def measured(
+    server: RedisServer, scratch: Path, model: Path, port: int, count: int, rows: int
+) -> tuple[float, float, float]:
+    """Seconds of the requests, of the job, and CPU seconds of the worker for both; port 0: without metrics."""
+    settings = {"threads": "1", **({"LADING_METRICS_PORT": str(port)} if port else {})}
+    worker = WorkerProcess("lading", server, scratch, model, **settings)
+    try:
+        with scraped(port):
+            closed_loop(server, REQUESTS, requests(model, 200), CLIENTS)
+            worker.begin()
+            asked, _ = closed_loop(server, REQUESTS, requests(model, count), CLIENTS)
+            done, _ = queued(scratch, model, rows, 128)
+    finally:
+        found = worker.stop()
+    return asked, done, found["cpu_s"]
+
+
+def run(report: Report, server: RedisServer, scratch: Path, model: Path, *, quick: bool, rounds: int) -> None:
+    count, rows = (500, 300) if quick else (20_000, 6_000)
+    report.title(f"{count:,} requests and a job of {rows:,} texts, {model.name}, one thread")
+    corpus(scratch, rows)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    off: list[tuple[float, float, float]] = []
+    on: list[tuple[float, float, float]] = []
+    for number in range(rounds):
+        for metered in (False, True) if number % 2 else (True, False):  # neither is always the second
+            (on if metered else off).append(measured(server, scratch, model, port if metered else 0, count, rows))
+    for place, (name, amount, unit) in enumerate((("requests", count, "requests/s"), ("the job", rows, "texts/s"))):
+        rates = [statistics.median(amount / one[place] for one in found) for found in (on, off)]
+        cost = statistics.median(1 - two[place] / one[place] for one, two in zip(on, off, strict=True))
+        report.line(f"{name}, with metrics", rates[0], unit, rates[1])
+        report.line(f"{name}, cost of metrics by the clock", cost * 100, "%", AIM)
+    cost = statistics.median(one[2] / two[2] - 1 for one, two in zip(on, off, strict=True))
+    seconds = [statistics.median(one[2] for one in found) for found in (on, off)]
+    report.line("CPU of all of it, with metrics", seconds[0], "s", seconds[1])
+    report.line("cost of metrics in CPU", cost * 100, "%", AIM)
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", choices=("tiny", "minilm"), default="minilm")
+    parser.add_argument("--rounds", type=int, default=5, help="pairs of measurements (default: 5)")
+    parser.add_argument("--quick", action="store_true", help="a short form, to see that it works")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(words)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        (scratch / "redis").mkdir()
+        server = RedisServer(scratch / "redis")
+        os.environ |= {
+            "LADING_BROKER_URL": server.url,
+            "LADING_JOBS": str(scratch / "jobs"),
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        try:
+            model = model_folder(given.model, scratch)
+            run(
+                Report(given.json), server, scratch, model, quick=given.quick, rounds=1 if given.quick else given.rounds
+            )
+        finally:
+            server.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -63,6 +63,16 @@ def names_of(text: str) -> set[str]:
     return {one.name for one in _parts(promql.parse(text)) if isinstance(one, promql.VectorSelector)}
 
 
+def selectors_of(text: str) -> list[str]:
+    """Of each selected series, a selector of all that have the labels that the expression matches, whatever their values."""
+    found: list[str] = []
+    for one in _parts(promql.parse(text)):
+        if isinstance(one, promql.VectorSelector):
+            there = ", ".join(f'{matcher.name}!=""' for matcher in one.matchers.matchers)
+            found.append(f"{one.name}{{{there}}}")
+    return found
+
+
 def labels_of(text: str, known: Known) -> Labels:
     """The labels of an expression's result. Raises Wrong, or ValueError where it is no PromQL."""
     labels = _labels(promql.parse(text), known)

@@ -18,7 +18,7 @@ from lading.config import metrics
 SCRAPED = frozenset({"job", "instance"})  # what every Prometheus adds to a series
 OF_COUNTERS = {"rate", "irate", "increase"}
 OF_ONE_VECTOR = OF_COUNTERS | {
-    "avg_over_time", "max_over_time", "min_over_time", "clamp_min", "round", "sort_desc", "timestamp",
+    "avg_over_time", "changes", "max_over_time", "min_over_time", "clamp_min", "round", "sort_desc", "timestamp",
 }  # fmt: skip
 WITHOUT_LABELS = {"absent", "vector"}
 SCALARS = {"time", "scalar"}

@@ -239,8 +239,9 @@ SINKS = Dashboard(
                   (Query("sum by (pool, sink) (increase(lading_commit_conflicts_total{POOL}[1h]))", "{{pool}} {{sink}}"),)),
             Panel("Rows not in view", "short", "Rows that are published, or wait for their table, and that no reader sees yet. It should come back to zero.",
                   (Query("sum by (pool, sink) (lading_uncommitted_rows{POOL})", "{{pool}} {{sink}}"),), width=12),
-            Panel("Since the last commit", "s", "Of those processes that have rows to commit, the one that waits longest.",
-                  (Query("max by (pool, sink) (time() - lading_last_commit_timestamp_seconds{POOL} and lading_uncommitted_rows{POOL} > 0)", "{{pool}} {{sink}}"),),
+            Panel("Since the last commit", "s", "Since the pool's last commit to that kind of output, while rows wait for the next one.",
+                  (Query("time() - max by (pool, sink) (lading_last_commit_timestamp_seconds{POOL}) and sum by (pool, sink) (lading_uncommitted_rows{POOL}) > 0",
+                         "{{pool}} {{sink}}"),),
                   width=12),
         ),
         "Redis": (

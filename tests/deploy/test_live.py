@@ -215,6 +215,14 @@ def test_every_panel_shows_something(live: Live, name: str) -> None:
     assert nothing == []
 
 
+def test_a_query_of_nothing_is_noticed(live: Live) -> None:
+    """What the tests above lean on: a name that nobody emits selects no series, and what is no query is an error."""
+    assert live.prometheus.ask("series", **{"match[]": "lading_queue_length"}) == []
+    assert live.prometheus.course("rate(lading_rows_written[1h])", live.began) == []
+    with pytest.raises(AssertionError, match="parse error"):
+        live.prometheus.now("sum by (pool (lading_queue_depth)")
+
+
 def test_only_what_is_wrong_is_told(live: Live) -> None:
     """An installation that is well has no alert, not even one that is about to be; a dead letter is told at once."""
     assert live.prometheus.ask("alerts")["alerts"] == []

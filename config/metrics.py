@@ -187,6 +187,7 @@ class Book:
         self._constant = dict(constant or {})
         self._declared = {one.name: one for one in (*EVERYWHERE, *series)}
         self._told: dict[str, Any] = {}
+        self._children: dict[tuple[Any, ...], Any] = {}  # by name and labels
         for one in self._declared.values():
             if one.name not in reading:
                 self._told[one.name] = self._make(one)
@@ -208,8 +209,13 @@ class Book:
         self._of(name, labels).set(value)
 
     def _of(self, name: str, labels: Mapping[str, str]) -> Any:
-        told, own = self._told[name], self._declared[name].labels
-        return told.labels(**_constant(own, self._constant), **labels) if own else told
+        key = (name, *labels.items())
+        child = self._children.get(key)  # a tenth of the library's own way to it
+        if child is None:
+            told, own = self._told[name], self._declared[name].labels
+            child = told.labels(**_constant(own, self._constant), **labels) if own else told
+            self._children[key] = child
+        return child
 
     def _make(self, one: Series) -> Any:
         given: dict[str, Any] = {"registry": self.registry}

@@ -62,7 +62,7 @@ def test_help_loads_nothing_heavy() -> None:
     """`lading --help`, and the help of every verb, starts without torch, transformers, pyarrow, Lance or numpy."""
     heavy = TORCH | BROKER | {"pyarrow", "lance", "lancedb", "numpy", "pandas", "rich"}
     verbs = ["encode", "score", "extract", "run", "plan", "status", "rejects", "query", "optimize", "completion"]
-    verbs += ["submit", "watch", "retry", "cancel", "scheduler", "worker", "up"]
+    verbs += ["submit", "watch", "retry", "cancel", "scheduler", "worker", "up", "exporter"]
     verbs += ["queues", "dead", "dead list", "dead show", "dead replay", "dead drop"]
     verbs += ["models", "models show", "models verify"]
     calls = "\n".join(f"assert main([*{verb.split()}, '--help']) == 0" for verb in verbs)

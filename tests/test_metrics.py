@@ -215,7 +215,7 @@ def test_rows_of_requests_are_counted_where_they_go(workers: Workers, tmp_path: 
     for number in range(2):
         request = Request("encode", str(kinds[0].folder), ["a text", " "], into=into, ids=[f"a{number}", f"b{number}"])
         one.worker.requests.send([request_message(request, id=(id := uuid.uuid4().hex), now=time.time())])
-        one.until_told([id])
+        until(lambda id=id: one.answer(id))
     found = stopped(one)
     assert found.value("rows_written_total", sink="lancedb") == 2
     files = [path for path in (tmp_path / "db/docs.lance/data").iterdir() if path.is_file()]
@@ -357,8 +357,8 @@ def test_many_models_make_few_series(workers: Workers, kinds: list[Kind], tmp_pa
     one = workers.make(metered=True)
     meter = one.worker.meter
     assert isinstance(meter, WorkerMeter)
-    _, adapter, _ = one.worker.models("encode", str(kinds[0].folder), RequestOptions())
     before = len(told_by(one).samples)
+    _, adapter, _ = one.worker.models("encode", str(kinds[0].folder), RequestOptions())
     for number in range(100):
         one.residents._names[adapter.weights] = f"/models/{uuid.uuid4().hex}/m{number}"
         meter.batch(adapter, 10, 20)

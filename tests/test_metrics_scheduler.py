@@ -53,8 +53,8 @@ def test_jobs_are_counted_as_they_end(at: Queues, tmp_path: Path, tiny_encoder: 
     bad = at.registry.find(failed).open()
     for shard in range(2):
         publish(bad, shard, failed="no such file")
-    work(at)
     cancel(at.registry, cancelled)
+    work(at)
     found = process.once()
     assert not at.registry.is_open(done)
     assert jobs(found) == {"done": 1, "cancelled": 1}

@@ -84,8 +84,7 @@ class Answers:
         if stored:
             failpoint("answer.stored")
             self._leases.done(self._queue, leases)
-            for asked, result in told:
-                self._meter.told(asked.request.verb, asked.sent, result)
+            self._meter.told((asked.request.verb, asked.sent, result) for asked, result in told)
         elif not self._stopping.is_set():  # else they are given back
             self._leases.forget(self._queue, leases)
         return stored
@@ -97,7 +96,7 @@ class Answers:
     def fail_id(self, id: str, failure: Failure, op: str = "") -> None:
         """A request whose message goes to the dead letters, as far as it says who asks."""
         if self._store([(id, failure)]):
-            self._meter.told(op, 0.0, failure)
+            self._meter.told([(op, 0.0, failure)])
 
     def _answer_on(self) -> None:
         while (group := self._given.get()) is not None:

@@ -81,7 +81,7 @@ class Consume(bootsteps.StartStopStep):
         try:
             worker, grace_s = _worker()
         except LadingError as error:
-            _refuse(error)
+            _refuse_at_once(error)
         self._ending = threading.Thread(target=self._end, args=(worker, grace_s), name="lading-end", daemon=True)
         worker.start()
         self._ending.start()
@@ -160,14 +160,19 @@ def _leave_what_hangs(worker: Worker) -> None:
         os._exit(0)
 
 
+def _refuse_at_once(error: LadingError, code: int = 0) -> NoReturn:
+    """As `_refuse`, from where Celery would end with 0 instead."""
+    os.write(2, f"lading: {error}\n".encode())
+    os._exit(code or error.exit_code)
+
+
 def _end_at_once(failed: threading.ExceptHookArgs) -> None:
     """A thread without which the worker would hang: end the process, whose leases run out and whose shards then run alone.
 
     What can be said to a user (a broker that refuses this user) will not be better for another start.
     """
     if isinstance(failed.exc_value, LadingError):
-        os.write(2, f"lading: {failed.exc_value}\n".encode())
-        os._exit(UsageError.exit_code)
+        _refuse_at_once(failed.exc_value, UsageError.exit_code)
     if failed.exc_type is not SystemExit:
         traceback.print_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)
         os._exit(DEFECT)

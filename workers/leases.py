@@ -26,6 +26,7 @@ class Leases:
         self._lock = threading.Lock()
         self._held: dict[tuple[Queue, Lease], None] = {}
         self._beats = self._seen = 0
+        self._pulls = self._pulls_seen = 0
         self._loading = 0
         self._pulling = threading.Lock()
         self._closed = False
@@ -48,8 +49,7 @@ class Leases:
             with self._lock:
                 self._held.update(((queue, one), None) for one in pulled)
             self.redelivered[queue.name] += sum(one.suspect is not None for one in pulled)
-            if pulled:
-                self.beat()  # the next renewal is theirs too
+            self._pulls += bool(pulled)  # the next renewal is theirs too
             return pulled
 
     def close(self) -> None:
@@ -83,12 +83,15 @@ class Leases:
         self._tell(queue, [lease], lambda leases: int(queue.bury(leases[0], reason)), "bury")
 
     def renew(self, queues: Iterable[Queue]) -> bool:
-        """To be called RENEWALS times within a lease: renews if anything moved since the last time, and says whether. Raises BrokerError."""
-        beats = self._beats
+        """To be called RENEWALS times within a lease: renews if anything moved since the last time, and says whether. Raises BrokerError.
+
+        What was pulled is renewed once, and yet nothing moved by it: a worker that hangs may be the one that takes its own lost messages.
+        """
+        beats, pulls = self._beats, self._pulls
         moved = beats != self._seen or self._loading > 0
-        for queue in queues if moved else ():
+        for queue in queues if moved or pulls != self._pulls_seen else ():
             queue.renew(self.held(queue))
-        self._seen = beats  # only now: after an error it is tried again, and has moved still
+        self._seen, self._pulls_seen = beats, pulls  # only now: after an error it is tried again, and has moved still
         return moved
 
     def _tell(self, queue: Queue, leases: list[Lease], call: Callable[[list[Lease]], int], what: str) -> None:

@@ -77,12 +77,17 @@ class WorkerMeter(Meter):
     def unpublished(self, op: str, outcome: str) -> None:
         self.book.add("shards_total", op=op, outcome=outcome)
 
-    def told(self, op: str, sent: float, result: Result) -> None:
-        refused = isinstance(result, Failure) and result.error in REFUSALS
-        outcome = "refused" if refused else "failed" if isinstance(result, Failure) else "answered"
-        self.book.add("requests_total", op=op or OTHER, outcome=outcome)
-        if op and sent:
-            self.book.observe("request_seconds", max(time.time() - sent, 0.0), op=op)
+    def told(self, told: Iterable[tuple[str, float, Result]]) -> None:
+        ends, now = Counter[tuple[str, str]](), time.time()
+        for op, sent, result in told:
+            outcome = "answered"
+            if isinstance(result, Failure):
+                outcome = "refused" if result.error in REFUSALS else "failed"
+            ends[op or OTHER, outcome] += 1
+            if op and sent:
+                self.book.observe("request_seconds", max(now - sent, 0.0), op=op)
+        for (op, outcome), count in ends.items():
+            self.book.add("requests_total", count, op=op, outcome=outcome)
 
     def answered(self, op: str, inputs: int, errors: Iterable[str]) -> None:
         rejects = Counter(errors)

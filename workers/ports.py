@@ -130,8 +130,8 @@ class Meter:
     def unpublished(self, op: str, outcome: str) -> None:
         """A shard that was begun ended without one: given_back, left."""
 
-    def told(self, op: str, sent: float, result: Result) -> None:
-        """A request heard its end. op: "" where it did not say; sent: 0 likewise."""
+    def told(self, told: Iterable[tuple[str, float, Result]]) -> None:
+        """Requests heard their end: verb ("" where it did not say), when it was sent (0: likewise), what it heard."""
 
     def answered(self, op: str, inputs: int, errors: Iterable[str]) -> None:
         """Of requests that were answered: how many inputs in all, and the reject codes of those without a result."""

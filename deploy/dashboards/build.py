@@ -16,6 +16,7 @@ from grafana_foundation_sdk.models.common import (
     BigValueGraphMode,
     LegendDisplayMode,
     LegendPlacement,
+    SortOrder,
     StackingMode,
     TooltipDisplayMode,
 )
@@ -24,6 +25,7 @@ from grafana_foundation_sdk.models.dashboard import (
     DashboardLinkType,
     DataSourceRef,
     DynamicConfigValue,
+    VariableOption,
     VariableRefresh,
 )
 
@@ -61,6 +63,7 @@ def _json(one: Dashboard) -> str:
             .multi(True)
             .include_all(True)
             .all_value(".+")
+            .current(VariableOption(text="All", value="$__all", selected=True))
         )
         .link(
             dashboard.DashboardLink("Lading")
@@ -95,7 +98,7 @@ def _course(panel: Panel) -> timeseries.Panel:
         .display_mode(LegendDisplayMode.LIST)
         .placement(LegendPlacement.BOTTOM)
     )
-    made.tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI))
+    made.tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
     if panel.stacked:
         made.stacking(common.StackingConfig().mode(StackingMode.NORMAL))
     if panel.top is not None:

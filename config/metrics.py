@@ -34,7 +34,7 @@ REASONS = (  # pipelines/records.py, REJECT_CODES
 )  # fmt: skip
 
 # Seconds. What takes a batch to a commit, and what takes a wait to a job's whole time.
-WORK_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+WORK_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
 WAIT_S = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
 FILL = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 
@@ -55,7 +55,7 @@ class Series:
 
     @property
     def closed(self) -> bool:
-        """Whether every set of label values is known in advance; such a counter or histogram is there from the start, with 0."""
+        """Whether every set of label values is known in advance; such a counter is there from the start, with 0."""
         return all(values for label, values in self.labels.items() if label != "pool")
 
 
@@ -222,7 +222,7 @@ class Book:
         if one.buckets:
             given["buckets"] = one.buckets
         made = _KINDS[one.kind](one.full_name, one.help, list(one.labels), **given)
-        if one.closed and one.kind != "gauge" and one.labels:  # a rate needs the 0 before the 1
+        if one.closed and one.kind == "counter" and one.labels:  # a rate needs the 0 before the 1
             sets = [(self._constant[label],) if label in self._constant else one.labels[label] for label in one.labels]
             for values in product(*sets):
                 made.labels(*values)

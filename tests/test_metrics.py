@@ -97,7 +97,7 @@ def test_counters_begin_at_zero() -> None:
     found = Scraped.of(Book(WORKER, constant=POOL).registry)
     assert found.values("shards_total") == [0.0] * 15
     assert found.total("documents_rejected_total", reason="out-of-memory") == 0
-    assert found.values("request_seconds_count") == [0.0] * 3
+    assert not found.values("request_seconds_count")
     assert not found.values("tokens_total")
     assert not found.values("worker_ready_seconds")
     assert "_created" not in found.text
@@ -310,7 +310,7 @@ def test_a_failed_shard_is_no_document(workers: Workers, tmp_path: Path, kinds: 
     until(lambda: totals(job, f"parquet://{tmp_path}/out").shards_failed == 2)
     found = stopped(one)
     assert found.value("shards_total", op="encode", outcome="failed") == found.total("shards_total") == 2
-    assert found.total("documents_total") == found.value("stage_seconds_count", stage="run") == 0
+    assert found.total("documents_total") == found.total("stage_seconds_count") == 0
 
 
 def test_swaps_are_told(workers: Workers, kinds: list[Kind]) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..config.metrics import OTHER, REASONS, SINKS, SWEEPING, TIERS, WORKER, Book, Sample
+from ..config.metrics import OTHER, REASONS, SINKS, STAGES, SWEEPING, TIERS, WORKER, Book, Sample
 from ..config.settings import Settings
 from ..pipelines.records import Receipt
 from ..pipelines.sweep import Swept
@@ -67,8 +67,9 @@ class WorkerMeter(Meter):
             self.book.observe("shard_wait_seconds", waited_s)
         if receipt.status != "done":
             return
-        for stage, took in seconds.items():
-            self.book.observe("stage_seconds", took, stage=stage)
+        for stage in STAGES:
+            if stage in seconds:
+                self.book.observe("stage_seconds", seconds[stage], stage=stage)
         if ours:  # else whoever published it has told of its rows
             self._documents(op, receipt.rows_done, receipt.rejects)
             self.book.add("rows_written_total", receipt.rows_out, sink=sink)

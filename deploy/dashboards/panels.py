@@ -144,8 +144,8 @@ POOLS = Dashboard(
                   (Query("pool:lading_device_busy:ratio5m{POOL}", "{{pool}}"),), top=1.0),
             Panel("Tokens", "count:tokens/s", "Tokens (or what else the rows of a model cost) that went through the devices.",
                   (Query(f"sum by (pool) (rate(lading_tokens_total{{POOL}}[{RATE}]))", "{{pool}}"),), stacked=True),
-            Panel("Time of a shard by stage", "s", "Mean seconds that a shard spends in each stage, over an hour. read or write far above run: the device waits "
-                  "for them.",
+            Panel("Time of a shard by stage", "s", "Mean seconds that a shard spends in each stage, over an hour; run is added up over what a device does at "
+                  "once. read or write far above run: the device waits for them.",
                   (Query("sum by (stage) (rate(lading_stage_seconds_sum{POOL}[1h])) / sum by (stage) (rate(lading_stage_seconds_count{POOL}[1h]))",
                          "{{stage}}"),), stacked=True),
         ),

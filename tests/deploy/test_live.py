@@ -147,7 +147,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Iterat
         # A model's evictions are not there before the first: there is no increase before another.
         found.until('lading_model_evictions_total{reason="idle"} >= 1')
         ask(tiny_encoder)
-        found.until('increase(lading_model_evictions_total{reason="idle"}[1m]) > 0')
+        found.until('increase(lading_model_evictions_total{reason="idle"}[10m]) > 0')
         last = time.time() + 1  # queries over time come in steps of a second
         prometheus.process.until(lambda: prometheus.now(f"timestamp(lading_jobs_open) > {last}"))
         yield found

@@ -115,7 +115,8 @@ def up(ctx: click.Context, pool: str, devices: str, allow: Sequence[str], worker
     from ..workers.programs import workers as programs
 
     _allow(allow)
-    return _run([scheduler(), *programs(pool, devices, processes=workers, verbose=_verbose(ctx))])
+    verbose = _verbose(ctx)
+    return _run([scheduler(verbose=verbose), *programs(pool, devices, processes=workers, verbose=verbose)])
 
 
 def _allow(roots: Sequence[str]) -> None:
@@ -123,8 +124,8 @@ def _allow(roots: Sequence[str]) -> None:
         os.environ["LADING_ROOTS"] = ",".join(roots)
 
 
-def _verbose(ctx: click.Context) -> bool:
-    return bool(ctx.parent and ctx.parent.params.get("verbose"))
+def _verbose(ctx: click.Context) -> int:
+    return ctx.parent.params.get("verbose", 0) if ctx.parent else 0
 
 
 def _run(programs: Sequence[Program]) -> int:

@@ -20,6 +20,7 @@ from .strict_yaml import load_mapping, parse_mapping
 
 FILE = "settings.yaml"
 FILES = (FILE, "pools.yaml", "models.yaml")  # that may lie in LADING_CONFIG_DIR
+CHOICES = {"log_format": ("auto", "console", "json")}  # of settings that have no others
 WINDOW_BATCHES = 16  # batches' worth of tokens sorted together unless window_tokens says otherwise
 # LADING_ variables that are read elsewhere and are not settings; a test compares the list with the code.
 _NOT_SETTINGS = (
@@ -52,6 +53,7 @@ class Settings:
     result_ttl_s: int
     max_waiting_requests: int
     roots: str  # config/roots.py reads it
+    log_format: str  # auto | console | json
 
     def batch_tokens(self, device: str) -> int:
         """The token budget of a batch on `device` (`cpu`, `cuda`, `cuda:0`)."""
@@ -149,6 +151,8 @@ def _checked(value: object, key: str, default: object, where: str) -> Any:
     if type(value) is not type(default):
         wanted = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
         raise UsageError(f"{where}: {key}: expected {wanted[type(default).__name__]}, found {value!r}")
+    if key in CHOICES and value not in CHOICES[key]:
+        raise UsageError(f"{where}: {key}: must be one of {', '.join(CHOICES[key])}, found {value!r}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         least = 1 if key.startswith(("batch_tokens", "lease", "result_ttl")) else 0
         if not math.isfinite(value) or value < least:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .. import adapters
 from ..adapters import Adapter, DeviceLost
 from ..config.errors import ModelError
+from ..config.events import tell
 from ..config.failpoints import failpoint
 from ..config.recipe import Recipe
 from ..config.weights import weight_bytes
@@ -258,6 +259,8 @@ class Residents:
 
     def _come(self, step: Step) -> None:
         model, began = self._models[step.key], time.monotonic()
+        named = {"model": self._names[step.key], "weights": step.key}
+        tell(log, "model loading", **named, source=step.source.name.lower())
         self._loading(True)
         try:
             failpoint("model.coming")
@@ -280,13 +283,8 @@ class Residents:
             if self._why(step.key):  # it takes more than its files said
                 self.policy.models[step.key].leaving = "room"
             self._changed.notify_all()
-        log.info(
-            "%s (weights %s) came from %s in %.2f s",
-            self._names[step.key],
-            step.key,
-            step.source.name.lower(),
-            now - began,
-        )
+        came = {"source": step.source.name.lower(), "seconds": round(now - began, 3), "bytes": model.nbytes}
+        tell(log, "model loaded", **named, **came)
 
     def _go(self, step: Step) -> None:
         model = self._models[step.key]
@@ -301,7 +299,7 @@ class Residents:
                 self.lose(str(error))
                 return
             except Exception as error:  # no host memory: the disk has it
-                log.warning("%s is not kept in host memory: %s", self._names[step.key], error)
+                tell(log, "model not set aside", model=self._names[step.key], weights=step.key, why=error)
                 step = dataclasses.replace(step, to=Tier.DISK)
         if step.to == Tier.DISK:
             model.unload()
@@ -309,7 +307,8 @@ class Residents:
         with self._changed:
             self.policy.done(step, time.monotonic())
             self._changed.notify_all()
-        log.info("%s (weights %s) left to %s: %s", self._names[step.key], step.key, step.to.name.lower(), step.reason)
+        event = "model set aside" if step.to == Tier.HOST else "model evicted"
+        tell(log, event, model=self._names[step.key], weights=step.key, reason=step.reason)
 
     def _failed(self, step: Step, error: Exception) -> None:
         model, now = self._models[step.key], time.monotonic()
@@ -329,13 +328,7 @@ class Residents:
             for key in self.policy.failed(step, now, for_good=for_good):
                 self._trouble[key] = why, now
             self._changed.notify_all()
-        log.error(
-            "%s (weights %s) did not come: %s%s",
-            self._names[step.key],
-            step.key,
-            why,
-            "" if for_good else "; trying again",
-        )
+        tell(log, "model failed", model=self._names[step.key], weights=step.key, why=why, again=not for_good)
 
     # -- under the lock
 

@@ -23,6 +23,7 @@ from ..adapters import DeviceLost
 from ..adapters.devices import available
 from ..config import roots
 from ..config.errors import BrokerError, LadingError, ModelError, ShardError, StopJob
+from ..config.events import tell
 from ..config.failpoints import failpoint
 from ..config.settings import Settings
 from ..pipelines.registry import Registry
@@ -153,7 +154,7 @@ class Worker:
         self.folds.start()
         for thread in (self._work_thread, self._keep_thread, self._sweep_thread, self._preload_thread):
             thread.start()
-        log.info("%s works for pool %s", self.name, self.pool.name)
+        tell(log, "worker started", pool=self.pool.name, worker=self.name)
 
     def stop(self, grace_s: float, hurry: threading.Event) -> None:
         """Take nothing more, finish what fits into `grace_s` (or until `hurry`), give the rest back."""
@@ -174,6 +175,7 @@ class Worker:
         self._sweep_thread.join(max(left, 1.0))
         with contextlib.suppress(LadingError):  # it is forgotten by itself
             self.broker.gone(self.pool.name, self.name)
+        tell(log, "worker stopped", worker=self.name)
 
     def report(self) -> dict[str, Any]:
         """What it holds and how that came, and what its device had no memory for, as plain JSON (schedulers/reports.py)."""
@@ -203,10 +205,16 @@ class Worker:
     def _give_back(self) -> None:
         """All that is held, without a trace."""
         self.leases.close()
-        for opened in [*self.desk.jobs(), *(one.of for one in self.feed.given())]:
+        given = self.feed.given()
+        for opened in [*self.desk.jobs(), *(one.of for one in given)]:
             opened.strikes.erase_all()
         for queue in (self.shards, self.requests):
-            self.leases.release(queue, self.leases.held(queue))
+            held = self.leases.held(queue)
+            if back := self.leases.release(queue, held):
+                tell(log, "leases given back", queue=queue.name, leases=back)
+                for one in given:
+                    if one.lease in held:
+                        tell(log, "shard given back", **one.named)
 
     def _work_on(self) -> None:
         with ThreadPoolExecutor(1, thread_name_prefix="lading-write") as writer:
@@ -224,7 +232,7 @@ class Worker:
             try:
                 self.models.preload(one)
             except LadingError as error:
-                log.error("preload of %s: %s", one.model, error)
+                tell(log, "preload failed", model=one.model, why=error)
             except DeviceLost:
                 return  # the working thread ends this process
 
@@ -241,7 +249,7 @@ class Worker:
                         writing.pop(0).result()
         except StopJob as error:
             # The model takes nothing, or so it seems: which job is to blame shows when each shard runs alone.
-            log.error("%s", error)
+            tell(log, "shards set apart", why=error)
             for one in writing:
                 one.result()
             self.feed.isolate()
@@ -256,13 +264,15 @@ class Worker:
         job = one.of.job
         kernel = "" if shard.failure else one.adapter.kernel
         try:
-            publish(job, shard, kernel=kernel, busy=self.engine.gauges.busy)
+            receipt = publish(job, shard, kernel=kernel, busy=self.engine.gauges.busy)
         except LadingError as error:
             self._leave(one, error)
         else:
+            one.published(receipt)
             failpoint("shard.published")
             one.of.strikes.clear(*one.place)  # while it is leased: whoever comes after a death here does this again
-            self.leases.done(self.shards, [one.lease])
+            if self.leases.done(self.shards, [one.lease]):
+                tell(log, "shard acknowledged", **one.named)
             failpoint("shard.acknowledged")
             self.folds.published(one.of)
             self.feed.settled(one)
@@ -270,7 +280,7 @@ class Worker:
 
     def _leave(self, one: Assignment, error: LadingError) -> None:
         """Nothing of a shard counts. Whoever sweeps sends it again, and by then the disk or the table may be as it should be."""
-        log.error("job %s, shard %d: %s", one.of.job.id, one.work.shard.number, error)
+        tell(log, "shard left", **one.named, why=error)
         one.of.pause(self.settings.lease_s)
         one.give_up()
         self.leases.done(self.shards, [one.lease])
@@ -289,7 +299,7 @@ class Worker:
         except DeviceLost:
             raise
         except Exception as error:  # it killed a process before: this one says what of
-            log.exception("job %s, shard %d", one.of.job.id, one.work.shard.number)
+            tell(log, "shard raised", exception=error, **one.named)
             shard = _failed(one, f"{type(error).__name__}: {error}")
         if shard is not None:
             self._write(shard)
@@ -326,7 +336,7 @@ class Worker:
             self.broker.publish_report(self.pool.name, self.name, self.report(), max(ALIVE_S, self.settings.lease_s))
         except BrokerError as error:
             if str(error) != self._untold:
-                log.warning("what this worker holds cannot be told: %s", error)
+                tell(log, "report refused", why=error)
             self._untold = str(error)
 
     def _sweep(self) -> None:
@@ -340,7 +350,7 @@ class Worker:
                 pause_s = interval_s / (HUNGRY if swept is not None and swept.hungry else 1)
             except LadingError as error:
                 # The registry's store is away, and may come back; a lead that nobody has is no harm.
-                log.error("sweeping: %s", error)
+                tell(log, "sweep failed", why=error)
 
     def _living(self) -> set[str]:
         """Raises BrokerError: nobody is taken for dead because the broker could not be asked."""

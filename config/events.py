@@ -136,11 +136,11 @@ class Told:
         return f"{self.event}: {fields}" if fields else self.event
 
 
-def tell(log: logging.Logger, event: str, /, *, exception: BaseException | None = None, **fields: object) -> None:
-    """Log an event of EVENTS at its level; `exception`: with its traceback."""
+def tell(log: logging.Logger, event: str, raised: BaseException | None = None, /, **fields: object) -> None:
+    """Log an event of EVENTS at its level, with the traceback of what was `raised`."""
     level = EVENTS[event].level
     if log.isEnabledFor(level):
-        log.log(level, Told(event, fields), exc_info=exception)
+        log.log(level, Told(event, fields), exc_info=raised, stacklevel=2)
 
 
 def shown(value: object) -> str:

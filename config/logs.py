@@ -14,7 +14,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -30,9 +30,10 @@ _SECRET_NAME = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|PASS|KEY|KEY_
 _PATTERNS = [
     (re.compile(pattern, re.IGNORECASE), replacement)
     for pattern, replacement in (
-        # A badly quoted password may hold any sign: of a broker's URL all before the last @ may belong to it.
-        (r"\b((?:rediss?|amqps?|sentinel)://)[^\s'\"<>]{0,1000}@", rf"\1{HIDDEN}@"),
-        (r"\b([a-z][a-z0-9+.-]{0,30}://)[^\s/?#'\"<>@]{0,1000}@", rf"\1{HIDDEN}@"),
+        # A badly quoted password may hold any sign: of a broker's URL all before the last @ may belong to it. One slash is left where
+        # a URL was taken for a path.
+        (r"\b((?:rediss?|amqps?|sentinel):/{1,2})[^\s'\"<>]{0,1000}@", rf"\1{HIDDEN}@"),
+        (r"\b([a-z][a-z0-9+.-]{0,30}:/{1,2})[^\s/?#'\"<>@]{0,1000}@", rf"\1{HIDDEN}@"),
         (
             r"([?&][^\s=&]{0,64}(?:pass|user|token|secret|signature|credential|key|sig)[^\s=&]{0,64}=)[^\s&'\"<>]+",
             rf"\1{HIDDEN}",
@@ -42,8 +43,8 @@ _PATTERNS = [
             r"((?:password|passwd|secret|secret_?access_?key|session_?token|security-token|api_?key)[\"']?\s*[:=]\s*(?:b?[\"'])?)[^\s\"',;&}]+",
             rf"\1{HIDDEN}",
         ),
-        (r"\bhf_(?:(?:oauth|jwt)_[\w.-]{16,}|[a-z0-9]{16,})", HIDDEN),
-        (r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b", HIDDEN),
+        (r"(?-i:hf_(?:(?:oauth|jwt)_[\w.-]{16,}|[A-Za-z0-9]{16,}))", HIDDEN),
+        (r"(?-i:(?:AKIA|ASIA)[A-Z0-9]{16})", HIDDEN),
         (r"(authorization[\"']?\s*[:=]\s*(?:b?[\"'])?)[^\r\n\"']+", rf"\1{HIDDEN}"),
     )
 ]
@@ -185,7 +186,7 @@ def _cut(text: str, most: int) -> str:
     return text if lost <= 0 else f"{text[:half]} [... {lost} characters ...] {text[-half:]}"
 
 
-def _for_people(_: Any, method: str, entry: dict[str, Any]) -> dict[str, Any]:
+def _for_people(_: Any, method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """What others say stands for itself; every further line of a traceback is marked as one."""
     if (message := entry.pop("message", None)) is not None:
         entry["event"] = _printable(message)

@@ -110,7 +110,7 @@ class _Outage:
         with self._lock:
             if self._since is None:
                 self._since = time.monotonic()
-                tell(_log, "broker away", why=f"{error}; waiting for it")
+                tell(_log, "broker away", why=error)
 
     def ended(self) -> None:
         if self._since is None:  # read without the lock: the usual case, after every call

@@ -38,10 +38,16 @@ def test_environment_is_read_by_type():
     """Variables are text and become the type of their setting; every one of them can be set."""
     given = {"batch_tokens_cpu": "1", "batch_tokens_cuda": "2", "window_tokens": "3", "threads": "4"}
     given |= {"fold_interval_s": "0.5", "cache_dir": "/c", "offline": "TRUE", "broker_url": "redis://q", "lease_s": "9"}
-    given |= {"max_waiting_requests": "5", "result_ttl_s": "6", "jobs": "s3://b/jobs/", "sweep_interval_s": "3"}
+    given |= {
+        "max_waiting_requests": "5",
+        "log_format": "json",
+        "result_ttl_s": "6",
+        "jobs": "s3://b/jobs/",
+        "sweep_interval_s": "3",
+    }
     given |= {"grace_s": "2", "roots": "/m"}
     found = settings.load({f"LADING_{key.upper()}": value for key, value in given.items()})
-    expected = (1, 2, 3, 4, 0.5, Path("/c"), True, "redis://q", 9.0, "s3://b/jobs", 3.0, 2.0, 6, 5, "/m")
+    expected = (1, 2, 3, 4, 0.5, Path("/c"), True, "redis://q", 9.0, "s3://b/jobs", 3.0, 2.0, 6, 5, "/m", "json")
     assert dataclasses.astuple(found) == expected
     assert settings.load({"XDG_CACHE_HOME": "/x"}).cache_dir == Path("/x/lading")
     assert settings.load({"XDG_DATA_HOME": "/x"}).jobs == "/x/lading/jobs"
@@ -57,6 +63,7 @@ def test_environment_is_read_by_type():
         ("offline: 1", "settings.yaml: offline: expected true or false, found 1"),
         ("fold_interval_s: .nan", "settings.yaml: fold_interval_s: must be at least 0, found nan"),
         ("batch_tokens_cpu: 0", "settings.yaml: batch_tokens_cpu: must be at least 1, found 0"),
+        ("log_format: xml", "settings.yaml: log_format: must be one of auto, console, json, found 'xml'"),
         ("threads: 1\nthreads: 2", "settings.yaml, line 2: not valid YAML: the key 'threads' is there twice"),
     ],
 )

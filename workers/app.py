@@ -169,9 +169,10 @@ def _end_at_once(failed: threading.ExceptHookArgs) -> None:
         tell(log, "worker refused", why=failed.exc_value)
         os._exit(UsageError.exit_code)
     if failed.exc_type is not SystemExit:
-        tell(log, "thread died", exception=failed.exc_value, thread=failed.thread and failed.thread.name)
+        tell(log, "thread died", failed.exc_value, thread=failed.thread and failed.thread.name)
         os._exit(DEFECT)
 
 
 if __name__ == "__main__":
+    _set_up_logs(loglevel=logging.WARNING)  # what is warned of until Celery knows its level
     app.worker_main(sys.argv[1:])

@@ -105,7 +105,7 @@ class Tables:
             except Exception as error:
                 if not isinstance(error, LadingError):
                     # A defect, but not one to die of: others' requests are in this process.
-                    tell(log, "table raised", exception=error, table=url)
+                    tell(log, "table raised", error, table=url)
                 self._refuse(entries, type(error).__name__, str(error))
                 continue
             self._failing.pop(url, None)

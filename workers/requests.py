@@ -236,7 +236,7 @@ class RequestLane:
             self._models(*key[:3])
         except Exception as error:  # of these requests alone
             if not isinstance(error, LadingError):
-                tell(log, "model raised", exception=error, model=key[1])
+                tell(log, "model raised", error, model=key[1])
             failure = Failure(type(error).__name__, str(error))
         finally:
             self._leases.loading(False)

@@ -307,8 +307,10 @@ class Residents:
         with self._changed:
             self.policy.done(step, time.monotonic())
             self._changed.notify_all()
-        event = "model set aside" if step.to == Tier.HOST else "model evicted"
-        tell(log, event, model=self._names[step.key], weights=step.key, reason=step.reason)
+        if step.to == Tier.HOST:
+            tell(log, "model set aside", model=self._names[step.key], weights=step.key, reason=step.reason)
+        else:
+            tell(log, "model evicted", model=self._names[step.key], weights=step.key, reason=step.reason)
 
     def _failed(self, step: Step, error: Exception) -> None:
         model, now = self._models[step.key], time.monotonic()

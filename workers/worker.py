@@ -299,7 +299,7 @@ class Worker:
         except DeviceLost:
             raise
         except Exception as error:  # it killed a process before: this one says what of
-            tell(log, "shard raised", exception=error, **one.named)
+            tell(log, "shard raised", error, **one.named)
             shard = _failed(one, f"{type(error).__name__}: {error}")
         if shard is not None:
             self._write(shard)

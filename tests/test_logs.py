@@ -303,6 +303,16 @@ def test_a_password_of_the_settings_is_nowhere(before: str, after: str, password
         assert form not in known.sub("", f"{before}\n{form}\n{after}") or form in before + after
 
 
+def test_a_password_in_a_file_of_settings_is_known_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no environment has it."""
+    (tmp_path / "settings.yaml").write_text(f"broker_url: redis://worker:{QUOTED}@queue/0\n")
+    monkeypatch.setenv("LADING_CONFIG_DIR", str(tmp_path))
+    monkeypatch.delenv("LADING_BROKER_URL", raising=False)
+    logs._hidden.clear()
+    check_hidden(logs.redacted(f"AUTH worker {PASSWORD} or {QUOTED}"))
+    logs._hidden.clear()
+
+
 def test_what_is_no_secret_stays() -> None:
     """Counts of tokens, paths with an @, names of settings."""
     for text in (

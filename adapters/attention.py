@@ -21,6 +21,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from ..config.errors import ModelError
+from ..config.events import tell
 from . import kernels
 from .kernels import NATIVE_WIDTHS, OVERRIDE, Kernel, Segments, Shape
 
@@ -135,7 +136,7 @@ def choose(device: torch.device, dtype: torch.dtype, width: int, asks: str = "")
         raise ModelError(f"{OVERRIDE}={name} is not a backend; valid: {', '.join(sorted(BACKENDS))}")
     elif name == "native" and (lack := _lack_of_native(device, dtype, width)):
         raise ModelError(f"{OVERRIDE}=native cannot run: {lack}")
-    log.info("attention: %s on %s in %s", name, device.type, _name(dtype))
+    tell(log, "attention chosen", kernel=name, device=device.type, precision=_name(dtype))
     return BACKENDS[name]
 
 
@@ -144,7 +145,7 @@ def _fastest(device: torch.device, dtype: torch.dtype, width: int) -> str:
         lack = _lack_of_native(device, dtype, width)
         if not lack:
             return "native"
-        log.info("attention: not by the native kernel: %s", lack)
+        tell(log, "attention not native", why=lack)
         return "matmul-runs" if dtype == torch.bfloat16 else "sdpa-runs"
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return _slower(f"no variable-length attention kernel for {_name(dtype)} on {device.type}:")
@@ -156,7 +157,7 @@ def _fastest(device: torch.device, dtype: torch.dtype, width: int) -> str:
 
 
 def _slower(why: str) -> str:
-    log.warning("%s one SDPA call per run of equal lengths, which is slower", why)
+    tell(log, "attention slow", why=f"{why} one SDPA call per run of equal lengths")
     return "sdpa-runs"
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.errors import ModelError
+from ..config.events import tell
 from . import lora
 
 try:
@@ -114,4 +115,4 @@ def speed_up(model: nn.Module) -> None:
                 done += 1
     if not done:
         raise ModelError("precision int8: the model has no linear layers in its blocks; use float32 or bfloat16")
-    log.info("linear layers: %d in int8, quantised by %s", done, "torch" if native is None else "the native kernel")
+    tell(log, "linear layers quantised", layers=done, kernel="torch" if native is None else "native")

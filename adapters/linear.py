@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.errors import ModelError
+from ..config.events import tell
 from . import lora
 
 log = logging.getLogger(__name__)
@@ -126,11 +127,11 @@ def speed_up(model: nn.Module) -> str:
     if choice not in ("", "torch", "onednn"):
         raise ModelError(f"{OVERRIDE}={choice} is not known; valid: torch, onednn")
     if not _available(dtype):
-        log.info("linear layers: torch (oneDNN has no kernel for %s here)", dtype)
+        tell(log, "linear layers chosen", kernel="torch", why=f"oneDNN has no kernel for {dtype} here")
         return "torch"
     gain = 1.0 if choice else probe(model)
     if choice == "torch" or gain < WORTH:
-        log.info("linear layers: torch (oneDNN alone runs at %.2f of its speed)", gain)
+        tell(log, "linear layers chosen", kernel="torch", why=f"oneDNN alone runs at {gain:.2f} of its speed")
         return "torch"
     replaced: set[nn.Module] = set()
     for block in list(model.modules()):
@@ -140,7 +141,7 @@ def speed_up(model: nn.Module) -> str:
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
                 setattr(parent, name, PackedLinear(child))
-    log.info("linear layers: oneDNN, %.2f times the speed of torch's before fusing", gain)
+    tell(log, "linear layers chosen", kernel="onednn", why=f"{gain:.2f} times the speed of torch's before fusing")
     return "onednn"
 
 

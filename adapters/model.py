@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..config.errors import ModelError
+from ..config.events import tell
 from ..config.outputs import result_fields
 from ..config.recipe import Recipe
 from . import memory
@@ -175,9 +176,7 @@ class Model:
         except (OutOfMemory, DeviceLost):
             raise
         except Exception as error:  # if real texts fail too, that is each row's own affair
-            log.warning(
-                "%s: what its batches take could not be measured: %s: %s", self.folder, type(error).__name__, error
-            )
+            tell(log, "memory not measured", model=self.folder, why=f"{type(error).__name__}: {error}")
             return Working()
 
     def _taken(self, prepared: Prepared, items: int) -> int:

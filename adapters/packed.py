@@ -22,6 +22,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..config.checkpoint import POSITIONS_AFTER_PADDING
 from ..config.errors import ModelError
+from ..config.events import tell
 from ..config.recipe import Recipe
 from . import attention, bucketed, int8, linear, lora
 from .attention import IMPLEMENTATION, Segments, attending, segments_in_flight
@@ -188,13 +189,13 @@ class PackedModel:
                 f"a model of type {self.model_type!r} cannot be run packed: its results change (relative error {error:.1e}). "
                 "Its attention or positions depend on more than the text itself"
             )
-        log.info("packed results agree with the model's own: relative error %.1e", error)
+        tell(log, "packing checked", relative_error=float(f"{error:.1e}"))
         if not to_int8:
             return products
         int8.speed_up(self.model)
         linear.speed_up(self.model)  # the layers that are left
         loss = _change(_result(self.forward(batch)), exact)
-        log.info("int8 results differ from the model's own by %.1e", loss)
+        tell(log, "int8 checked", relative_error=float(f"{loss:.1e}"))
         if not loss <= INT8_TOLERANCE:
             raise ModelError(
                 f"a model of type {self.model_type!r} loses too much in int8 (relative error {loss:.2f}): use bfloat16 or float32"

@@ -16,6 +16,7 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from ..config.errors import ModelError
+from ..config.events import tell
 from ..config.recipe import Recipe
 from ..config.templates import DOCUMENT, QUERY
 from .contract import Prepared
@@ -90,7 +91,7 @@ class PairTexts:
         self._tokenizer = TextTokenizer(folder, recipe)
         self.layout = layout_of(self._tokenizer.whole)
         if self.layout is None:
-            log.warning("%s: this tokenizer joins pairs in a way of its own: queries are tokenised once a pair", folder)
+            tell(log, "pairs not shared", model=folder)
 
     def check(self, folder: Path) -> None:
         """Raises ModelError where nothing tells the two texts apart: for models that read both as one."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from ..config import logs
 from ..config.errors import LadingError, UsageError
 from . import jobs, models, outputs, queued, queues, worker
 from .streams import READER_LEFT, ReaderLeft, noticing_readers, print_any_letter
@@ -20,13 +21,6 @@ from .streams import READER_LEFT, ReaderLeft, noticing_readers, print_any_letter
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 WORKER_PACKAGES = {"huggingface_hub", "safetensors", "tokenizers", "torch", "transformers"}
 SHELLS = ("bash", "zsh", "fish")
-
-
-class _Said(logging.Handler):
-    """Warnings of the library, on standard error as it is when they come: a progress bar may have replaced it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"lading: {self.format(record)}", err=True)
 
 
 class _Verbs(click.Group):
@@ -47,17 +41,17 @@ class _Verbs(click.Group):
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="lading")
 @click.option(
-    "-v", "--verbose", is_flag=True, help="Say what is decided on the way: kernels, where the model came from."
+    "-v",
+    "--verbose",
+    count=True,
+    help="Say what is decided on the way: kernels, where the model came from. Twice: more.",
 )
-def cli(verbose: bool) -> None:
+def cli(verbose: int) -> None:
     """Run small models over documents, exactly once per row, into LanceDB or Parquet.
 
     Exit codes: 0 done, 1 internal error, 2 refused before any work, 3 unfinished (the same command resumes), 130 interrupted.
     """
-    log = logging.getLogger("lading")
-    log.setLevel(logging.INFO if verbose else logging.WARNING)
-    log.handlers = [_Said()]
-    log.propagate = False
+    logs.setup((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
 
 
 for _verb in (*jobs.VERBS, *queued.VERBS, *worker.VERBS, *queues.VERBS, *outputs.VERBS, *models.VERBS):
@@ -93,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
     except LadingError as error:
         _debug()
-        click.echo(f"lading: {error}", err=True)
+        click.echo(f"lading: {logs.redacted(str(error))}", err=True)
         return error.exit_code
     except Exception as error:
         _debug()
@@ -101,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
             click.echo(f"lading: this verb runs a model and needs {error.name}: pip install 'lading[worker]'", err=True)
             return UsageError.exit_code
         click.echo(
-            f"lading: internal error: {type(error).__name__}: {error} ({_place(error)})\n"
+            f"lading: internal error: {type(error).__name__}: {logs.redacted(str(error))} ({_place(error)})\n"
             "  This is a defect of lading. Please report this line with what LADING_DEBUG=1 prints for the same command.",
             err=True,
         )
@@ -110,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _debug() -> None:
     if os.environ.get("LADING_DEBUG") == "1":
-        traceback.print_exc()
+        click.echo(logs.redacted(traceback.format_exc()), err=True)
 
 
 def _place(error: Exception) -> str:

@@ -52,7 +52,6 @@ def encode(**given: Any) -> int:
     opt.QUERIES,
     opt.MODEL,
     opt.ACTIVATION,
-    opt.INSTRUCTION,
     opt.LONG_TEXT,
     opt.COUNTS,
     opt.SINK,

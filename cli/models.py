@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from ..config.logs import redacted
 from . import options as opt
 
 if TYPE_CHECKING:
@@ -284,7 +285,7 @@ def pull(names: tuple[str, ...], adapters: tuple[str, ...], pool: str, as_json: 
         if as_json:
             click.echo(json.dumps(done.to_dict()))
         elif done.reason:
-            click.echo(f"lading: {done.reason}", err=True)
+            click.echo(f"lading: {redacted(done.reason)}", err=True)
         else:
             click.echo(f"{done.model}: {done.state}, {(done.bytes or 0) / 1e6:,.1f} MB in {done.folder}")
     return 3 if "unfinished" in states else 2 if "refused" in states else 0

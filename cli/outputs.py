@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..config.logs import redacted
 from ..config.words import counted
 from . import options as opt
 from .progress import duration
@@ -81,7 +82,7 @@ def _overview(*, as_json: bool) -> None:
         queued = f"{one.waiting:,} waiting, {one.in_flight:,} in flight, {left}"
         click.echo(f"pool {one.pool} ({one.device}): {counted(one.workers, 'worker')}, shards: {queued}")
     if fault:
-        click.echo(f"lading: {fault}", err=True)
+        click.echo(f"lading: {redacted(fault)}", err=True)
 
 
 def _status_lines(one: JobStatus) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..config.events import tell
 from ..config.words import counted
 from . import options as opt
 from .interrupt import orderly_stop
@@ -123,11 +124,8 @@ def scheduler(once: bool, as_json: bool, metrics_port: int | None, metrics_bind:
             swept = patiently(lambda: _sweep(sweeper, settings.sweep_interval_s), stop)
             if meter is not None:
                 meter.swept(swept, time.monotonic() - began)
-            if swept is not None:
-                if as_json:
-                    click.echo(json.dumps(swept.to_dict()))
-                elif swept.sent or swept.restored or swept.folded or swept.ended:
-                    log.info("%s", _swept(swept))
+            if swept is not None and as_json:
+                click.echo(json.dumps(swept.to_dict()))
             soon = swept is not None and swept.hungry
             stop.wait(settings.sweep_interval_s / (HUNGRY if soon else 1))
     return 0
@@ -164,7 +162,7 @@ def _sweep(sweeper: Any, interval_s: float) -> Swept | None:
     try:
         return sweeper.sweep(lead_s=LEAD * interval_s)
     except StopJob as error:  # the registry's store is away: it may come back
-        log.error("%s", error)
+        tell(log, "sweep failed", why=error)
         return None
 
 

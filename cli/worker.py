@@ -131,8 +131,9 @@ def up(
     from ..workers.programs import workers as programs
 
     _settle(allow, metrics_port, metrics_bind)
-    of_workers = programs(pool, devices, processes=workers, verbose=_verbose(ctx))
-    return _run([scheduler(len(of_workers)), *of_workers])
+    verbose = _verbose(ctx)
+    of_workers = programs(pool, devices, processes=workers, verbose=verbose)
+    return _run([scheduler(len(of_workers), verbose=verbose), *of_workers])
 
 
 @click.command()
@@ -178,8 +179,8 @@ def _settle(roots: Sequence[str], metrics_port: int | None, metrics_bind: str | 
         os.environ["LADING_METRICS_BIND"] = metrics_bind
 
 
-def _verbose(ctx: click.Context) -> bool:
-    return bool(ctx.parent and ctx.parent.params.get("verbose"))
+def _verbose(ctx: click.Context) -> int:
+    return ctx.parent.params.get("verbose", 0) if ctx.parent else 0
 
 
 def _run(programs: Sequence[Program]) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 from . import catalogue, encoders, extractors, scorers
 from .content import check_safe, content_hash, read_json, text_at
 from .errors import ModelError
+from .events import tell
 from .hub import Checkpoint, locate
 from .limits import POSITIONS_AFTER_PADDING, max_tokens_of, positions_of, table_tokens, truncation_side
 from .lora import adapter_hash, locate_adapter, read_settings
@@ -101,7 +102,8 @@ def resolve_with_origins(checkpoint: Checkpoint, *, task: str, **wishes: Any) ->
         recipe = dataclasses.replace(recipe, adapter=adapter_hash(adapter))
     for name, origin in opened.origins.items():
         if origin.startswith("catalogue"):
-            _log.info("%s: %s is %r: %s", checkpoint.name, name, getattr(recipe, name), origin)
+            value = getattr(recipe, name)
+            tell(_log, "recipe from catalogue", model=checkpoint.name, key=name, value=value, origin=origin)
     if wish.chunk_tokens > recipe.max_tokens:
         raise ModelError(
             f"chunk_tokens {wish.chunk_tokens} is above the {recipe.max_tokens} tokens that {checkpoint.name} takes"

@@ -18,6 +18,7 @@ from typing import Any
 
 from . import settings
 from .errors import ModelError
+from .events import tell
 from .natives import is_known
 
 WEIGHTS = "model.safetensors"
@@ -235,7 +236,7 @@ def _read_cache() -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
-        _log.warning("%s is ignored and will be written anew: %s", path, problem)
+        tell(_log, "hash cache ignored", path=path, why=problem)
         return {}
 
 
@@ -248,4 +249,4 @@ def _write_cache(hashes: dict[str, str]) -> None:
             json.dump({"version": 1, "files": kept}, file)
         os.replace(file.name, folder / _HASH_CACHE)
     except OSError as problem:
-        _log.warning("hashes of model files cannot be remembered, so they are computed each time: %s", problem)
+        tell(_log, "hash cache not kept", why=problem)

@@ -21,7 +21,7 @@ from .strict_yaml import load_mapping, parse_mapping
 FILE = "settings.yaml"
 FILES = (FILE, "pools.yaml", "models.yaml")  # that may lie in LADING_CONFIG_DIR
 WINDOW_BATCHES = 16  # batches' worth of tokens sorted together unless window_tokens says otherwise
-CHOICES = {"capacity": ("on-demand", "spot")}  # settings of a few words
+CHOICES = {"capacity": ("on-demand", "spot"), "log_format": ("auto", "console", "json")}  # settings of a few words
 MOST = {"metrics_port": 65535}
 # LADING_ variables that are read elsewhere and are not settings; a test compares the list with the code.
 _NOT_SETTINGS = (
@@ -58,6 +58,7 @@ class Settings:
     metrics_bind: str  # an address of this machine
     price_per_hour: float  # dollars; 0.0: unknown
     capacity: str  # on-demand | spot
+    log_format: str  # auto | console | json
 
     def batch_tokens(self, device: str) -> int:
         """The token budget of a batch on `device` (`cpu`, `cuda`, `cuda:0`)."""

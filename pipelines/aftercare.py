@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Iterable
 
 from ..config.errors import BrokerError
+from ..config.events import tell
 from ..schedulers import folds
 from ..schedulers.connection import Broker
 from ..schedulers.folds import FoldCosts
@@ -22,6 +24,8 @@ from .output import Folded
 from .registry import Registry
 from .sinks import open_sink
 from .watching import Watched
+
+log = logging.getLogger(__name__)
 
 LOOK_S = 60.0  # between two looks at a job at which nothing is wrong
 ENDING_S = 5.0  # that its workers have to end a job before it is done for them
@@ -145,8 +149,13 @@ def settle(
         look_anew(broker)
         standing = job.standing()
     count(broker, job.id, folded, time.monotonic() - began)
+    anew = standing.state == "finished" and job.manifest.closed() is None
+    if anew:
+        tell(log, "job folded", job=job.id, rows=standing.totals.done, rejected=standing.totals.rejected)
     if standing.state == "finished" and not standing.totals.retryable:
         job.close(report(job, standing))
+        if anew:
+            tell(log, "job finished", job=job.id)
     if standing.state in ("finished", "cancelled"):
         registry.close(job.id)
     return standing

@@ -14,6 +14,7 @@ import re
 from typing import Any
 
 from ..config.errors import LadingError, OutputError, UsageError
+from ..config.events import tell
 from .folder import Folder, open_folder
 from .open_job import Job, open_job
 from .output import Output, find_output, output_paths
@@ -146,7 +147,7 @@ class Registry:
                     found.append(self._entry(stored, f"{state}/{name}"))
                 except LadingError as error:  # one damaged entry stops nothing but itself
                     if name not in self._damaged:
-                        log.error("%s", error)
+                        tell(log, "job entry damaged", why=error)
                     self._damaged.add(name)
         return sorted(found, key=lambda entry: (entry.created, entry.job))
 

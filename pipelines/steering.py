@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 from ..config.errors import LadingError, OutputError, UsageError
+from ..config.events import tell
 from ..schedulers.connection import Broker
 from ..schedulers.sweeping import look_anew, total
 from .aftercare import report, settle
@@ -17,6 +19,8 @@ from .registry import Entry, Registry
 from .sinks import open_sink
 from .strikes import Strikes
 from .submit import Queues
+
+log = logging.getLogger(__name__)
 
 RECENT = 10  # jobs that need no more looks, of those shown
 
@@ -100,7 +104,9 @@ def retry(queues: Queues, name: str, *, give_up: bool = False) -> Retried:
         return Retried(job.id, 0, 0, 0, "nothing to do")
     queues.registry.add(entry)
     look_anew(queues.broker)
-    return Retried(job.id, shards, rows, queues.sweeper().admit(entry), "running")
+    sent = queues.sweeper().admit(entry)
+    tell(log, "job retried", job=job.id, shards=shards, rows=rows, sent=sent)
+    return Retried(job.id, shards, rows, sent, "running")
 
 
 def _give_up(queues: Queues, job: Job) -> Retried:
@@ -109,6 +115,7 @@ def _give_up(queues: Queues, job: Job) -> Retried:
         reason = standing.reason or "shards are still to be done"
         raise UsageError(f"job {job.id} cannot be closed: {reason}")
     job.close(report(job, standing))
+    tell(log, "job finished", job=job.id)
     queues.registry.close(job.id)
     return Retried(job.id, 0, 0, 0, "closed")
 
@@ -119,6 +126,7 @@ def cancel(registry: Registry, name: str) -> str:
     if job.manifest.closed() is not None:
         raise UsageError(f"job {job.id} is finished: there is nothing to cancel")
     job.cancel()
+    tell(log, "job cancelled", job=job.id)
     registry.close(job.id)
     return job.id
 

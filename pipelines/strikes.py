@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Generator
 
 from ..config.errors import StopJob
+from ..config.events import tell
 from .folder import Folder
 
 log = logging.getLogger(__name__)
@@ -147,7 +148,7 @@ class Strikes:
             try:
                 self._folder.leave(name, b'{"version":1}')
             except StopJob as error:
-                log.warning("a shard runs without its note: %s", error)
+                tell(log, "note not left", note=name, why=error)
 
     def _delete(self, name: str) -> None:
         for one in list(self._standing):
@@ -156,7 +157,7 @@ class Strikes:
         try:
             self._folder.delete(name)
         except (StopJob, OSError) as error:
-            log.warning("a note stays behind, and the shard may run alone for it: %s", error)
+            tell(log, "note not erased", note=name, why=error)
 
     def _notes(self, place: str) -> list[tuple[str, str]]:
         """(step, who) of each note."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from typing import Any
 
 from ..config.errors import UsageError
+from ..config.events import tell
 from ..config.settings import Settings
 from ..config.weights import weight_bytes
 from ..schedulers import pools as pool_files
@@ -18,6 +20,8 @@ from .job import Draft, start
 from .registry import Entry, Registry
 from .strikes import Strikes
 from .sweep import Sweeper
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,7 +97,9 @@ def submit(draft: Draft, queues: Queues, *, device: str = "") -> Submitted:
     registry.add(entry)
     if draft.manifest is not None:
         look_anew(queues.broker)
-    return _submitted(draft, folder, pool.name, "submitted", queues.sweeper().admit(entry))
+    sent = queues.sweeper().admit(entry)
+    tell(log, "job submitted", job=job.id, pool=pool.name, shards=entry.shards, sent=sent)
+    return _submitted(draft, folder, pool.name, "submitted", sent)
 
 
 def _submitted(draft: Draft, folder: str, pool: str, state: str, sent: int) -> Submitted:

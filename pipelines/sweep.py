@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..config.errors import BadMessage, BrokerError, LadingError
+from ..config.events import tell
 from ..schedulers.admission import MESSAGE_BYTES, WINDOW_BYTES, Claim, admit, window
 from ..schedulers.connection import ALIVE_S, Broker
 from ..schedulers.messages import ShardPointer, decode, shard_message
@@ -72,6 +73,7 @@ class Sweeper:
         self._follow_next = 0.0
         self._watched: dict[str, Watched] = {}
         self._untold = ""  # why the broker did not tell what workers hold
+        self._led = False  # at the last pass that asked who leads
         self._shunned: dict[str, tuple[float, str]] = {}  # job -> until when, and why
 
     def sweep(self, *, thorough: bool = False, lead_s: float = 0.0) -> Swept | None:
@@ -83,15 +85,25 @@ class Sweeper:
         A pool whose window is full costs two counts, and no listing. Raises BrokerError, and StopJob if the registry
         cannot be reached; what ails a single job is in `faults`.
         """
-        if lead_s and not self._turns.lead(lead_s):
+        if lead_s and not self._leads(lead_s):
             self._endings.forget()
             return None
         if not self._turns.begin():
             return None
         try:
-            return self._pass(thorough)
+            swept = self._pass(thorough)
         finally:
             self._turns.end()
+        did = {"restored": swept.restored, "sent": swept.sent, "folded": swept.folded, "ended": swept.ended}
+        if any(did.values()):
+            tell(log, "swept", **did, faults=len(swept.faults))
+        return swept
+
+    def _leads(self, lead_s: float) -> bool:
+        led, self._led = self._led, self._turns.lead(lead_s)
+        if self._led and not led:
+            tell(log, "sweep led")
+        return self._led
 
     def admit(self, entry: Entry) -> int:
         """Send the first shards of a job that was just registered, if there is room; how many. Raises BrokerError, StopJob."""
@@ -197,7 +209,7 @@ class Sweeper:
             return on_device(self.broker.reports(pool.name, max(ALIVE_S, self._lease_s)))
         except BrokerError as error:
             if str(error) != self._untold:
-                log.warning("what the workers of pool %s hold is not known: %s", pool.name, error)
+                tell(log, "residents unknown", pool=pool.name, why=error)
             self._untold = str(error)
             return frozenset()
 
@@ -222,7 +234,7 @@ class Sweeper:
         except Exception as error:  # a damaged file may raise anything
             why = str(error) if isinstance(error, LadingError) else f"{type(error).__name__}: {error}"
             if why != told:
-                log.error("job %s: %s", job, why)
+                tell(log, "job unreachable", job=job, why=why)
             self._shunned[job] = (self._clock() + FAULT_S, why)
         else:
             self._shunned.pop(job, None)

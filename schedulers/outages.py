@@ -24,6 +24,7 @@ from redis.exceptions import (
 )
 
 from ..config.errors import BrokerError, QueueFull
+from ..config.events import tell
 
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 5.0
@@ -109,7 +110,7 @@ class _Outage:
         with self._lock:
             if self._since is None:
                 self._since = time.monotonic()
-                _log.warning("%s; waiting for it", error)
+                tell(_log, "broker away", why=error)
 
     def ended(self) -> None:
         if self._since is None:  # read without the lock: the usual case, after every call
@@ -117,7 +118,7 @@ class _Outage:
         with self._lock:
             since, self._since = self._since, None
         if since is not None:  # pyright: ignore[reportUnnecessaryComparison]  another thread may have been first
-            _log.warning("the broker answers again after %.0f s", time.monotonic() - since)
+            tell(_log, "broker back", seconds=round(time.monotonic() - since, 1))
 
 
 _outage = _Outage()

@@ -21,6 +21,7 @@ from redis.client import Pipeline
 from redis.exceptions import OutOfMemoryError
 
 from ..config.errors import QueueFull
+from ..config.events import tell
 from . import scripts
 from .outages import translated
 
@@ -163,7 +164,7 @@ class Queue:
         keys = [self._unacked, self._index, self._strikes, self._dead]
         letters = self._broker.run(scripts.BURY, keys, lease.field, _hash(lease.raw), letter, MOST_LETTERS)
         if letters > MOST_LETTERS:
-            _log.warning("%s: more than %d dead letters: the oldest was dropped", self.name, MOST_LETTERS)
+            tell(_log, "dead letter dropped", queue=self.name, most=MOST_LETTERS)
         return letters > 0
 
     def counts(self) -> Counts:

@@ -277,7 +277,7 @@ def test_a_hub_name_is_enough(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     for prompt, text in (("document", "passage: "), ("query", "query: "), ("none", "")):
         caplog.clear()
         found = resolve(checkpoint, task="encode", prompt=prompt)
-        said = f"intfloat/E5-small-v2: prompt is {text!r}: catalogue (models_dense.yaml: notes)"
+        said = f"recipe from catalogue: model=intfloat/E5-small-v2 key=prompt value={text!r} origin='catalogue (models_dense.yaml: notes)'"
         assert caplog.messages == ([said] if text else [])
         assert found.prompt == text
         plain = resolve(locate(str(folder)), task="encode", prompt_text=text, prompt="document" if text else "none")

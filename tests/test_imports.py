@@ -60,7 +60,7 @@ def test_imports_point_one_way(path: Path) -> None:
 
 def test_help_loads_nothing_heavy() -> None:
     """`lading --help`, and the help of every verb, starts without torch, transformers, pyarrow, Lance or numpy."""
-    heavy = TORCH | BROKER | {"pyarrow", "lance", "lancedb", "numpy", "pandas", "rich"}
+    heavy = TORCH | BROKER | {"pyarrow", "lance", "lancedb", "numpy", "pandas", "rich", "structlog"}
     verbs = ["encode", "score", "extract", "run", "plan", "status", "rejects", "query", "optimize", "completion"]
     verbs += ["submit", "watch", "retry", "cancel", "scheduler", "worker", "up", "exporter"]
     verbs += ["queues", "dead", "dead list", "dead show", "dead replay", "dead drop"]

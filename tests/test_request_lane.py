@@ -161,7 +161,7 @@ def test_requests_wait_for_a_table_whose_disk_is_full(
     threading.Thread(target=_serve, args=(worker,), daemon=True).start()
     worker.lane.start()
     with caplog.at_level(logging.ERROR, "lading"):
-        until(lambda: "wait for their table" in caplog.text)
+        until(lambda: "requests wait" in caplog.text)
     assert worker.leases.held(worker.requests)
     (place / "ballast").unlink()
     until(lambda: all(answer(worker, id) for id in ids))

@@ -159,7 +159,7 @@ cpu:
     keys = {kinds[n].recipe.weights for n in (0, 3)}
     until(lambda: watched.there() == keys)
     assert [watched.policy.models[kinds[n].recipe.weights].pinned for n in (0, 3)] == [True, False]
-    assert f"preload of {tmp_path}/missing" in caplog.text
-    assert f"preload of {damaged}" in caplog.text
+    assert f"preload failed: model={tmp_path}/missing" in caplog.text
+    assert f"preload failed: model={damaged}" in caplog.text
     watched.until_told(watched.ask([(kinds[3], "a row")]))
     assert watched.policy.misses == 2

@@ -69,7 +69,7 @@ def test_the_scheduler_outlives_its_broker(at: Queues, own_redis: RedisServer, t
     own_redis.kill()
     assert process.stderr is not None
     for line in process.stderr:
-        if "waiting for it" in line:
+        if "broker away" in line:
             break
     for file in own_redis.folder.glob("appendonlydir/*"):
         file.unlink()
@@ -78,5 +78,5 @@ def test_the_scheduler_outlives_its_broker(at: Queues, own_redis: RedisServer, t
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert err.count("the broker answers again") == 1
+    assert err.count("broker back") == 1
     assert Broker.connect(own_redis.url).queue("lading.cpu.shards").counts().waiting == 4

@@ -46,10 +46,11 @@ def test_environment_is_read_by_type():
         "metrics_bind": "::1",
         "price_per_hour": "2",
         "capacity": "spot",
+        "log_format": "json",
     }
     found = settings.load({f"LADING_{key.upper()}": value for key, value in given.items()})
     expected = (1, 2, 3, 4, 0.5, Path("/c"), True, "redis://q", 9.0, "s3://b/jobs", 3.0, 2.0, 6, 5, "/m")
-    expected += (9464, "::1", 2.0, "spot")
+    expected += (9464, "::1", 2.0, "spot", "json")
     assert dataclasses.astuple(found) == expected
     assert settings.load({"XDG_CACHE_HOME": "/x"}).cache_dir == Path("/x/lading")
     assert settings.load({"XDG_DATA_HOME": "/x"}).jobs == "/x/lading/jobs"
@@ -67,6 +68,7 @@ def test_environment_is_read_by_type():
         ("metrics_port: 65536", "settings.yaml: metrics_port: must be at most 65535, found 65536"),
         ("capacity: Spot", "settings.yaml: capacity: 'Spot' is none of on-demand, spot; did you mean 'spot'?"),
         ("batch_tokens_cpu: 0", "settings.yaml: batch_tokens_cpu: must be at least 1, found 0"),
+        ("log_format: xml", "settings.yaml: log_format: 'xml' is none of auto, console, json"),
         ("threads: 1\nthreads: 2", "settings.yaml, line 2: not valid YAML: the key 'threads' is there twice"),
     ],
 )

@@ -53,7 +53,7 @@ def test_a_child_that_does_not_end_is_killed(tmp_path: Path, caplog: pytest.LogC
         stop.set()
         supervisor.join()
     assert codes == [signal.SIGKILL]
-    assert "stubborn has not ended" in caplog.text
+    assert "process killed: program=stubborn" in caplog.text
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of their parent's death")

@@ -181,7 +181,7 @@ def test_a_killed_worker_is_started_again(start: Start, broker: Broker) -> None:
     lading.until(lambda: broker.workers("cpu"))
     (second,) = lading.children()
     assert second != first
-    assert "was killed by SIGKILL; starting it again" in lading.said()
+    assert "was killed by SIGKILL" in lading.said()
     os.kill(second, signal.SIGKILL)
     lading.until(lambda: (children := lading.children()) and second not in children)
     lading.send(signal.SIGTERM)
@@ -264,7 +264,7 @@ def test_a_broker_that_is_not_there_is_waited_for(
         assert lading.wait() == 0, lading.said()
     finally:
         lading.close()
-    assert "starting it again" not in lading.said()
+    assert "process restarts" not in lading.said()
     assert not alive(child)
     check_quiet(broker, job)
     assert pq.read_table(tmp_path / "out/job").num_rows == 2000

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from ..config.errors import BrokerError
+from ..config.events import tell
 from ..config.failpoints import failpoint
 from ..schedulers import results
 from ..schedulers.connection import Broker
@@ -85,12 +86,14 @@ class Answers:
             failpoint("answer.stored")
             self._leases.done(self._queue, leases)
             self._meter.told((asked.request.verb, asked.sent, result) for asked, result in told)
+            tell(log, "requests answered", requests=len(leases))
         elif not self._stopping.is_set():  # else they are given back
             self._leases.forget(self._queue, leases)
         return stored
 
     def fail(self, asked: Sequence[Asked], failure: Failure) -> None:
         """Whole requests that cannot be done."""
+        tell(log, "requests refused", requests=len(asked), kind=failure.error, why=failure.message)
         self.tell([(one, failure) for one in asked])
 
     def fail_id(self, id: str, failure: Failure, op: str = "") -> None:
@@ -119,5 +122,5 @@ class Answers:
         try:
             return bool(patiently(put, self._stopping))
         except BrokerError as error:
-            log.error("%d results could not be stored: %s", len(told), error)
+            tell(log, "results not stored", results=len(told), why=error)
             return False

@@ -12,15 +12,16 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery import Celery, bootsteps
-from celery.signals import worker_init
+from celery.signals import setup_logging
 from celery.worker import state
 
+from ..config import logs
 from ..config.errors import LadingError, UsageError
+from ..config.events import tell
 from ..config.settings import load as load_settings
 from ..schedulers import celery_settings, pools
 from ..schedulers.connection import Broker
@@ -45,7 +46,7 @@ def _configuration() -> dict[str, Any]:
 
 def _refuse(error: LadingError) -> NoReturn:
     """End as `lading` does; exit code 2 tells a supervisor that it will not start however often it is tried."""
-    print(f"lading: {error}", file=sys.stderr)
+    print(f"lading: {logs.redacted(str(error))}", file=sys.stderr)
     raise SystemExit(error.exit_code) from error
 
 
@@ -108,7 +109,8 @@ class Consume(bootsteps.StartStopStep):
 
     def _end(self, worker: Worker, grace_s: float) -> None:
         self._asked.wait()
-        log.warning("%s: finishing what was begun; once more, and it is given back at once", worker.name)
+        note = "finishing what was begun; once more, and it is given back at once"
+        tell(log, "worker stopping", worker=worker.name, note=note)
         worker.stop(grace_s, self._hurry)
         if worker.engine.running:
             threading.Thread(target=_leave_what_hangs, args=(worker,), daemon=True).start()
@@ -127,10 +129,12 @@ def _worker() -> tuple[Worker, float]:
     device = os.environ.get("LADING_DEVICE", "") or pool.device
     check_kind(pool, device)
     threading.excepthook = _end_at_once
+    tell(log, "worker starting", pool=pool.name, device=device)
     broker = Broker.connect(settings.broker_url)
     registry = Registry(settings.jobs)
     meter = WorkerMeter(pool, settings) if settings.metrics_port else None
     worker = Worker(pool, settings, broker, registry, device=device, on_end=_give_up, meter=meter)
+    logs.bind(worker=worker.name)
     if meter is not None:
         where, told = (settings.metrics_bind, settings.metrics_port), meter.book.registry
         Endpoint(*where, told, unhealthy=worker.unhealthy, unready=worker.unready)
@@ -140,14 +144,16 @@ def _worker() -> tuple[Worker, float]:
 app.steps["worker"].add(Consume)  # pyright: ignore[reportOptionalSubscript]
 
 
-@worker_init.connect
-def _say_pool(**_: Any) -> None:
-    log.info("pool %s", celery_settings.pool_name(os.environ.get("LADING_POOL", "")))
+@setup_logging.connect
+def _set_up_logs(*, loglevel: int, logfile: str | None = None, **_: Any) -> None:
+    """In place of Celery's own. Others say at most what Celery's -l INFO lets them: their debugging shows headers and credentials."""
+    logs.setup(loglevel, others=max(loglevel, logging.INFO), form=load_settings().log_format, file=logfile or "")
+    logs.bind(pool=celery_settings.pool_name(os.environ.get("LADING_POOL", "")))
 
 
 def _give_up(why: str) -> None:
     """End a process whose device is stuck, or lost. Its shards are with others by now; what a stuck one was running counts as a death."""
-    os.write(2, f"lading: {why}; this process ends\n".encode())
+    tell(log, "device lost", why=f"{why}; this process ends")
     os._exit(DEFECT)
 
 
@@ -156,7 +162,7 @@ def _leave_what_hangs(worker: Worker) -> None:
     batches = worker.engine.gauges.batches
     time.sleep(LAST_BATCH_S)
     if worker.engine.running and worker.engine.gauges.batches == batches:
-        os.write(2, f"lading: {worker.name}: its last batch does not end, so it is left\n".encode())
+        tell(log, "worker left hanging", worker=worker.name, why="its last batch does not end, so it is left")
         os._exit(0)
 
 
@@ -172,11 +178,13 @@ def _end_at_once(failed: threading.ExceptHookArgs) -> None:
     What can be said to a user (a broker that refuses this user) will not be better for another start.
     """
     if isinstance(failed.exc_value, LadingError):
-        _refuse_at_once(failed.exc_value, UsageError.exit_code)
+        tell(log, "worker refused", why=failed.exc_value)
+        os._exit(UsageError.exit_code)
     if failed.exc_type is not SystemExit:
-        traceback.print_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)
+        tell(log, "thread died", failed.exc_value, thread=failed.thread and failed.thread.name)
         os._exit(DEFECT)
 
 
 if __name__ == "__main__":
+    _set_up_logs(loglevel=logging.WARNING)  # what is warned of until Celery knows its level
     app.worker_main(sys.argv[1:])

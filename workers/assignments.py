@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 
 from ..adapters import Adapter
 from ..config.errors import BadMessage, BrokerError, LadingError, ModelError, ShardError, StopJob, UsageError
+from ..config.events import tell
 from ..config.failpoints import failpoint
 from ..config.lora import locate_adapter
 from ..pipelines.job import resolve_step
 from ..pipelines.manifest import Work
 from ..pipelines.open_job import Job
-from ..pipelines.records import Rows
+from ..pipelines.records import Receipt, Rows
 from ..pipelines.registry import Registry, UnknownJob
 from ..pipelines.spec import StepSpec
 from ..pipelines.strikes import BEGUN, DEATHS, READING, Strikes, Struck
@@ -102,7 +103,7 @@ class OpenJob:
         try:
             return self.strikes.deaths_while_loading(self.job.recipe.hash)
         except (StopJob, BrokerError) as error:  # as with all notes: no reason to stop
-            log.warning("job %s: the model is loaded without a look at the notes: %s", self.job.id, error)
+            tell(log, "notes unreadable", job=self.job.id, why=error)
             return 0
 
     def _step(self) -> StepSpec:
@@ -127,6 +128,13 @@ class Assignment:
     @property
     def place(self) -> tuple[int, int]:
         return self.work.shard.number, self.work.generation
+
+    @property
+    def named(self) -> dict[str, object]:
+        """For logs."""
+        shard, generation = self.place
+        model = self.of.job.manifest.plan.model["name"]
+        return {"job": self.of.job.id, "shard": shard, "generation": generation, "model": model}
 
     @property
     def texts(self) -> list[str]:
@@ -157,6 +165,15 @@ class Assignment:
         """The first of the rows goes to the device."""
         self.of.strikes.note(*self.place, BEGUN)
         failpoint("strike.noted")
+        tell(log, "shard begun", **self.named)
+
+    def published(self, receipt: Receipt) -> None:
+        """It has its marker: this one."""
+        if receipt.status == "failed":
+            tell(log, "shard failed", **self.named, why=receipt.reason)
+            return
+        counts = {"rows": receipt.rows_in, "rejected": receipt.rejected, "tokens": receipt.tokens}
+        tell(log, "shard published", **self.named, **counts, seconds=round(sum(receipt.seconds.values()), 3))
 
     def give_up(self) -> None:
         """In good order: nothing happened."""
@@ -205,7 +222,7 @@ class Desk:
             # Not the message's fault, and perhaps not for long. It is dropped, and whoever sweeps sends the shard again, ever more
             # rarely: kept, it would take room in the queue from other jobs. A damaged file may raise anything.
             why = str(error) if isinstance(error, LadingError) else f"{type(error).__name__}: {error}"
-            log.error("job %s: %s", pointer.job, why)
+            tell(log, "job unreachable", job=pointer.job, why=why)
             self.leases.done(self.queue, [lease])
         return None
 
@@ -234,7 +251,9 @@ class Desk:
             return None
         struck = opened.strikes.left_by_others(pointer.shard, pointer.generation)
         waited_s = max(time.time() - sent, 0.0) if sent else None
-        return Assignment(lease, opened, work, struck, self.leases.beat, waited_s)
+        assigned = Assignment(lease, opened, work, struck, self.leases.beat, waited_s)
+        tell(log, "shard taken", **assigned.named)
+        return assigned
 
 
 def _pointer(lease: Lease) -> tuple[ShardPointer, float]:

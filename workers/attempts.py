@@ -7,6 +7,7 @@ import logging
 import threading
 
 from ..adapters.contract import DeviceLost, OutOfMemory, Outputs
+from ..config.events import tell
 from .gauges import Gauges
 from .limits import Limits
 from .parts import Chosen, cost_of, halves
@@ -58,11 +59,11 @@ class Attempts:
                     return [(chosen, error)]
                 self.gauges.split += 1
                 self.limits.exhausted(adapter.weights, cost)
-                log.warning("no memory for %d tokens (%s); halving the batch", cost, error)
+                tell(log, "batch out of memory", tokens=cost, why=error)
             except Exception as error:  # becomes a reject of the row that causes it, or stops the job
                 if single:
                     return [(chosen, error)]
-                log.warning("a batch failed (%s: %s); halving it to find the row", type(error).__name__, error)
+                tell(log, "batch failed", why=f"{type(error).__name__}: {error}")
             finally:
                 self.running.discard(threading.get_ident())
             break

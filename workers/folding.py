@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from ..config.errors import BrokerError, LadingError
+from ..config.events import tell
 from ..pipelines.output import Folded
 from ..pipelines.registry import Registry
 from ..pipelines.sweep import settle
@@ -134,7 +135,7 @@ class Folds:
         """Say it once, and try again ever more rarely."""
         before = self._faults.get(job)
         if before is None or before.told != why:
-            log.error("job %s: %s", job, why)
+            tell(log, "fold failed", job=job, why=why)
         pause_s = min(2 * before.pause_s, LONGEST_PAUSE_S) if before else max(self._interval_s, FIRST_PAUSE_S)
         self._faults[job] = _Fault(why, pause_s, time.monotonic() + pause_s)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..config.errors import LadingError, StopJob
+from ..config.events import tell
 from ..config.outputs import token_fields
 from ..pipelines import upsert, wire
 from ..schedulers.results import Failure, Result
@@ -108,24 +109,19 @@ class Tables:
                 rows = [rows for _, _, rows, _ in entries if rows.ids]
                 done = upsert.upsert(url, group.recipe, group.model, rows, counted=counted)
             except StopJob as error:
-                log.error("%d requests wait for their table: %s", len(entries), error)
+                tell(log, "requests wait", table=url, requests=len(entries), why=error)
                 left += self._to_try_again(url, entries, str(error))
                 self._meter.waits(KIND)
                 continue
             except Exception as error:
                 if not isinstance(error, LadingError):
-                    log.exception("%s", url)  # a defect, but not one to die of: others' requests are in this process
+                    # A defect, but not one to die of: others' requests are in this process.
+                    tell(log, "table raised", error, table=url)
                 self._refuse(entries, type(error).__name__, str(error))
                 continue
             self._failing.pop(url, None)
-            log.info(
-                "%s: %d rows of %d requests in %.3f s, %d conflicts",
-                url,
-                done.rows,
-                len(entries),
-                done.seconds,
-                done.conflicts,
-            )
+            counts = {"rows": done.rows, "requests": len(entries), "conflicts": done.conflicts}
+            tell(log, "requests stored", table=url, **counts, seconds=round(done.seconds, 3))
             self._meter.committed(KIND, done.seconds, done.conflicts)
             self._meter.upserted(KIND, done.rows, done.size)
             told = [(member.asked, wire.stored(hash, len(rows.ids), errors)) for _, member, rows, errors in entries]
@@ -145,6 +141,7 @@ class Tables:
 
     def _refuse(self, entries: list[Entry], kind: str, why: str) -> None:
         if entries:
+            tell(log, "requests refused", requests=len(entries), kind=kind, why=why)
             self._tell([(member.asked, Failure(kind, why)) for _, member, _, _ in entries])
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from ..config.errors import BrokerError
+from ..config.events import tell
 from ..schedulers.queues import Lease, Queue
 
 log = logging.getLogger(__name__)
@@ -69,17 +70,17 @@ class Leases:
         with self._lock:
             return [lease for of, lease in self._held if of is queue]
 
-    def done(self, queue: Queue, leases: list[Lease]) -> None:
-        """Acknowledge. An outage of the broker is no reason to wait: what runs out comes back, and is found done."""
-        self._tell(queue, leases, queue.ack, "acknowledge")
+    def done(self, queue: Queue, leases: list[Lease]) -> int:
+        """Acknowledge; how many were ours still. An outage of the broker is no reason to wait: what runs out comes back, and is found done."""
+        return self._tell(queue, leases, queue.ack, "acknowledge")
 
-    def release(self, queue: Queue, leases: list[Lease]) -> None:
-        """Give back in good order."""
-        self._tell(queue, leases, queue.release, "give back")
+    def release(self, queue: Queue, leases: list[Lease]) -> int:
+        """Give back in good order; how many were ours still."""
+        return self._tell(queue, leases, queue.release, "give back")
 
     def bury(self, queue: Queue, lease: Lease, reason: str) -> None:
         """Move a message that nobody can do to the dead letters."""
-        log.warning("%s: a message goes to the dead letters: %s", queue.name, reason)
+        tell(log, "message buried", queue=queue.name, why=reason)
         self._tell(queue, [lease], lambda leases: int(queue.bury(leases[0], reason)), "bury")
 
     def renew(self, queues: Iterable[Queue]) -> bool:
@@ -94,18 +95,12 @@ class Leases:
         self._seen, self._pulls_seen = beats, pulls  # only now: after an error it is tried again, and has moved still
         return moved
 
-    def _tell(self, queue: Queue, leases: list[Lease], call: Callable[[list[Lease]], int], what: str) -> None:
+    def _tell(self, queue: Queue, leases: list[Lease], call: Callable[[list[Lease]], int], doing: str) -> int:
         self.forget(queue, leases)
         try:
             if (ours := call(leases)) < len(leases):
-                log.info(
-                    "%s: %d of %d leases had run out when they were to be %sd",
-                    queue.name,
-                    len(leases) - ours,
-                    len(leases),
-                    what,
-                )
+                tell(log, "leases ran out", queue=queue.name, leases=len(leases) - ours, doing=doing)
+            return ours
         except BrokerError as error:
-            log.warning(
-                "%s: could not %s %d leases, which will run out instead: %s", queue.name, what, len(leases), error
-            )
+            tell(log, "leases not settled", queue=queue.name, leases=len(leases), doing=doing, why=error)
+            return 0

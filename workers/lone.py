@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 
+from ..config.events import tell
 from ..pipelines.strikes import step_of
 from .assignments import Assignment
 from .engine import HOPELESS, Engine
@@ -29,10 +30,7 @@ def run_alone(one: Assignment, engine: Engine, stopping: threading.Event) -> Sha
     read = list(one.read())
     ordinals = np.sort(np.concatenate([np.empty(0, np.int64), *(rows.all_ordinals for rows in read)]))
     pieces, given_up = one.struck.pieces(len(ordinals))
-    log.warning(
-        "job %s, shard %d runs alone in %d pieces, after %d deaths", one.of.job.id, place[0], len(pieces),
-        one.struck.notes.total(),
-    )  # fmt: skip
+    tell(log, "shard runs alone", **one.named, pieces=len(pieces), deaths=one.struck.notes.total())
     raised = items = 0
     for piece in pieces:
         if stopping.is_set():

@@ -19,9 +19,9 @@ from .supervise import Program
 PYTHON = (sys.executable, "-P")
 
 
-def workers(pool: str, devices: str, *, processes: int = 1, verbose: bool = False) -> list[Program]:
+def workers(pool: str, devices: str, *, processes: int = 1, verbose: int = 0) -> list[Program]:
     """A process for each device: `devices` is "all", a list like "cuda:0,cuda:1", or "" for one of the pool's kind;
-    `processes` on each.
+    `processes` on each; `verbose`: how often -v was given.
 
     Raises UsageError: no such pool or device, a device of another kind than the pool's, a broker's URL that is none.
     """
@@ -46,15 +46,16 @@ def check_kind(pool: Pool, device: str) -> None:
         raise UsageError(f"device {device} is none for pool {pool.name}, whose device is {pool.device}")
 
 
-def scheduler(number: int = 0) -> Program:
+def scheduler(number: int = 0, *, verbose: int = 0) -> Program:
     """The process that keeps submitted jobs going; `number`: of the programs on this machine before it."""
-    return Program("scheduler", [*PYTHON, "-m", "lading.cli", "scheduler"], metrics_port(number))
+    arguments = [*PYTHON, "-m", "lading.cli", *["-v"] * verbose, "scheduler"]
+    return Program("scheduler", arguments, metrics_port(number))
 
 
-def _worker(pool: str, number: int, device: str, verbose: bool) -> Program:
+def _worker(pool: str, number: int, device: str, verbose: int) -> Program:
     kind, _, index = device.partition(":")
     shown = {"CUDA_VISIBLE_DEVICES": _of_those_given(int(index))} if index else {}
-    level = "INFO" if verbose else "WARNING"
+    level = ("WARNING", "INFO", "DEBUG")[min(verbose, 2)]
     # As `celery -A lading.workers.app worker`, which would look for `lading` in the working directory first.
     command = [
         *PYTHON,

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import time
 
+from ..config.events import tell
 from ..pipelines.open_job import Job
 from ..pipelines.provenance import count_fields, kept_columns
 from ..pipelines.records import Receipt
@@ -34,5 +35,5 @@ def publish(job: Job, shard: ShardInFlight, *, kernel: str, busy: float) -> tupl
     winner = job.publish(place, receipt, table, rejects, replaces)
     ours = winner.attempt == receipt.attempt
     if not ours:
-        log.info("shard %d was published by another process; its rows count, ours are dropped", work.shard.number)
+        tell(log, "shard superseded", job=job.id, shard=work.shard.number, generation=work.generation)
     return winner, ours

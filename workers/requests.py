@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from ..adapters import Adapter
 from ..config.errors import BadMessage, LadingError, ModelError
+from ..config.events import tell
 from ..config.failpoints import failpoint
 from ..config.recipe import Recipe
 from ..schedulers.messages import Request, RequestOptions, decode
@@ -182,7 +183,7 @@ class RequestLane:
             try:
                 self._pull()
             except LadingError as error:
-                log.error("requests: %s", error)  # none that waiting would mend: say it, and not in a busy loop
+                tell(log, "requests stalled", why=error)  # none that waiting would mend: say it, and not in a busy loop
                 self._stopping.wait(1.0)
 
     def _pull(self) -> None:
@@ -235,7 +236,7 @@ class RequestLane:
             self._models(*key[:3])
         except Exception as error:  # of these requests alone
             if not isinstance(error, LadingError):
-                log.exception("%s", key[1])
+                tell(log, "model raised", error, model=key[1])
             failure = Failure(type(error).__name__, str(error))
         finally:
             self._leases.loading(False)
@@ -311,6 +312,7 @@ class RequestLane:
                 line = self._lines[id(group.adapter)] = _Line(group.adapter, served=least)
             line.groups.append(group)
             self._waiting += cost
+        tell(log, "requests begun", model=group.model["model"], requests=len(group.members))
         self._bell.set()
 
 

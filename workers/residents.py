@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .. import adapters
 from ..adapters import Adapter, DeviceLost
 from ..config.errors import ModelError, NotNow
+from ..config.events import tell
 from ..config.failpoints import failpoint
 from ..config.recipe import Recipe
 from ..config.weights import weight_bytes
@@ -287,6 +288,8 @@ class Residents:
 
     def _come(self, step: Step) -> None:
         model, began = self._models[step.key], time.monotonic()
+        named = {"model": self._names[step.key], "weights": step.key}
+        tell(log, "model loading", **named, source=step.source.name.lower())
         self._loading(True)
         try:
             failpoint("model.coming")
@@ -311,13 +314,8 @@ class Residents:
                 self.policy.models[step.key].leaving = "room"
             self._changed.notify_all()
         self._meter.loaded(self._names[step.key], step.source.name.lower(), now - began)
-        log.info(
-            "%s (weights %s) came from %s in %.2f s",
-            self._names[step.key],
-            step.key,
-            step.source.name.lower(),
-            now - began,
-        )
+        came = {"source": step.source.name.lower(), "seconds": round(now - began, 3), "bytes": model.nbytes}
+        tell(log, "model loaded", **named, **came)
 
     def _go(self, step: Step) -> None:
         model = self._models[step.key]
@@ -332,7 +330,7 @@ class Residents:
                 self.lose(str(error))
                 return
             except Exception as error:  # no host memory: the disk has it
-                log.warning("%s is not kept in host memory: %s", self._names[step.key], error)
+                tell(log, "model not set aside", model=self._names[step.key], weights=step.key, why=error)
                 step = dataclasses.replace(step, to=Tier.DISK)
         if step.to == Tier.DISK:
             model.unload()
@@ -340,7 +338,10 @@ class Residents:
         with self._changed:
             self.policy.done(step, time.monotonic())
             self._changed.notify_all()
-        log.info("%s (weights %s) left to %s: %s", self._names[step.key], step.key, step.to.name.lower(), step.reason)
+        if step.to == Tier.HOST:
+            tell(log, "model set aside", model=self._names[step.key], weights=step.key, reason=step.reason)
+        else:
+            tell(log, "model evicted", model=self._names[step.key], weights=step.key, reason=step.reason)
 
     def _failed(self, step: Step, error: Exception) -> None:
         model, now = self._models[step.key], time.monotonic()
@@ -363,13 +364,7 @@ class Residents:
                 self._delays[step.key] = why
             self._changed.notify_all()
         self._meter.not_loaded("permanent" if for_good else "transient")
-        log.error(
-            "%s (weights %s) did not come: %s%s",
-            self._names[step.key],
-            step.key,
-            why,
-            "" if for_good else "; trying again",
-        )
+        tell(log, "model failed", model=self._names[step.key], weights=step.key, why=why, again=not for_good)
 
     # -- under the lock
 

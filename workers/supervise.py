@@ -17,6 +17,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..config.events import tell
+
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # before a restart, doubled each time
@@ -97,7 +99,7 @@ def _look_after(child: _Child) -> None:
         child.pause_s = FIRST_PAUSE_S if lived > SETTLED_S else child.pause_s
         child.again_at = time.monotonic() + child.pause_s
         died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-        log.warning("%s %s; starting it again in %.1f s", child.program.name, died, child.pause_s)
+        tell(log, "process restarts", program=child.program.name, how=died, seconds=child.pause_s)
         child.pause_s = min(2 * child.pause_s, LONGEST_PAUSE_S)
     if child.process is None or time.monotonic() >= child.again_at:
         environment = {**os.environ, **child.program.environment}
@@ -106,6 +108,7 @@ def _look_after(child: _Child) -> None:
             child.program.arguments, env=environment, start_new_session=True, preexec_fn=_end_with_parent
         )
         child.began, child.again_at = time.monotonic(), 0.0
+        tell(log, "process started", program=child.program.name, pid=child.process.pid)
 
 
 def _tell(children: Sequence[_Child]) -> None:
@@ -117,14 +120,14 @@ def _tell(children: Sequence[_Child]) -> None:
 def _kill(children: Sequence[_Child], patience_s: float) -> None:
     for child in children:
         if child.process and child.process.poll() is None:
-            log.error("%s has not ended %.0f s after it was told to; killing it", child.program.name, patience_s)
+            tell(log, "process killed", program=child.program.name, seconds=patience_s)
             child.process.kill()
     until = time.monotonic() + KILLED_S
     for process in (child.process for child in children if child.process):
         try:
             process.wait(max(until - time.monotonic(), 0.0))
         except subprocess.TimeoutExpired:  # in the kernel, in a driver say
-            log.error("process %d cannot be killed", process.pid)
+            tell(log, "process unkillable", pid=process.pid)
 
 
 def _end_with_parent() -> None:

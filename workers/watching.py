@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from ..config.errors import BrokerError
+from ..config.events import tell
 from ..pipelines.open_job import Job
 from ..pipelines.registry import Registry
 from ..pipelines.steering import find_job
@@ -72,7 +73,7 @@ def _summary(job: Job, broker: Broker, state: str, reason: str) -> Summary:
     try:
         costs = folds.read(broker, job.id)
     except BrokerError as error:  # the job's files are there all the same
-        log.info("%s", error)
+        tell(log, "fold costs unknown", why=error)
         return summary
     seconds = {"fold": round(costs.seconds, 3)} if costs.seconds else {}
     return dataclasses.replace(summary, folds=costs.commits, conflicts=costs.conflicts, seconds=seconds)

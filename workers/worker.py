@@ -23,6 +23,7 @@ from ..adapters import DeviceLost
 from ..adapters.devices import available
 from ..config import roots
 from ..config.errors import BrokerError, LadingError, ModelError, NotNow, ShardError, StopJob
+from ..config.events import tell
 from ..config.failpoints import failpoint
 from ..config.settings import Settings
 from ..pipelines.registry import Registry
@@ -158,7 +159,7 @@ class Worker:
         self.folds.start()
         for thread in (self._work_thread, self._keep_thread, self._sweep_thread, self._preload_thread):
             thread.start()
-        log.info("%s works for pool %s", self.name, self.pool.name)
+        tell(log, "worker started", pool=self.pool.name, worker=self.name)
 
     def stop(self, grace_s: float, hurry: threading.Event) -> None:
         """Take nothing more, finish what fits into `grace_s` (or until `hurry`), give the rest back."""
@@ -179,6 +180,7 @@ class Worker:
         self._sweep_thread.join(max(left, 1.0))
         with contextlib.suppress(LadingError):  # it is forgotten by itself
             self.broker.gone(self.pool.name, self.name)
+        tell(log, "worker stopped", worker=self.name)
 
     def report(self) -> dict[str, Any]:
         """What it holds and how that came, and what its device had no memory for, as plain JSON (schedulers/reports.py)."""
@@ -219,14 +221,19 @@ class Worker:
     def _give_back(self) -> None:
         """All that is held, without a trace."""
         self.leases.close()
-        held = set(self.leases.held(self.shards))
-        for one in self.feed.given():
+        given, held = self.feed.given(), set(self.leases.held(self.shards))
+        for one in given:
             if one.lease in held:
                 self.meter.unpublished(one.of.job.recipe.task, "given_back")
-        for opened in [*self.desk.jobs(), *(one.of for one in self.feed.given())]:
+        for opened in [*self.desk.jobs(), *(one.of for one in given)]:
             opened.strikes.erase_all()
         for queue in (self.shards, self.requests):
-            self.leases.release(queue, self.leases.held(queue))
+            held = self.leases.held(queue)
+            if back := self.leases.release(queue, held):
+                tell(log, "leases given back", queue=queue.name, leases=back)
+                for one in given:
+                    if one.lease in held:
+                        tell(log, "shard given back", **one.named)
 
     def _work_on(self) -> None:
         with ThreadPoolExecutor(1, thread_name_prefix="lading-write") as writer:
@@ -244,7 +251,7 @@ class Worker:
             try:
                 self.models.preload(one)
             except LadingError as error:
-                log.error("preload of %s: %s", one.model, error)
+                tell(log, "preload failed", model=one.model, why=error)
             except DeviceLost:
                 return  # the working thread ends this process
 
@@ -261,7 +268,7 @@ class Worker:
                         writing.pop(0).result()
         except StopJob as error:
             # The model takes nothing, or so it seems: which job is to blame shows when each shard runs alone.
-            log.error("%s", error)
+            tell(log, "shards set apart", why=error)
             for one in writing:
                 one.result()
             self.feed.isolate()
@@ -285,13 +292,15 @@ class Worker:
         except LadingError as error:
             self._leave(one, error)
         else:
+            one.published(receipt)
             failpoint("shard.published")
             seconds = {**shard.seconds, "write": time.monotonic() - began}
             self.meter.published(
                 job.recipe.task, job.sink.output.kind, receipt, ours=ours, seconds=seconds, waited_s=one.waited_s
             )
             one.of.strikes.clear(*one.place)  # while it is leased: whoever comes after a death here does this again
-            self.leases.done(self.shards, [one.lease])
+            if self.leases.done(self.shards, [one.lease]):
+                tell(log, "shard acknowledged", **one.named)
             failpoint("shard.acknowledged")
             self.folds.published(one.of, receipt.rows_out if ours else 0)
             self.feed.settled(one)
@@ -299,7 +308,7 @@ class Worker:
 
     def _leave(self, one: Assignment, error: LadingError) -> None:
         """Nothing of a shard counts. Whoever sweeps sends it again, and by then the disk or the table may be as it should be."""
-        log.error("job %s, shard %d: %s", one.of.job.id, one.work.shard.number, error)
+        tell(log, "shard left", **one.named, why=error)
         self.meter.unpublished(one.of.job.recipe.task, "left")
         one.of.pause(self.settings.lease_s)
         one.give_up()
@@ -322,7 +331,7 @@ class Worker:
         except DeviceLost:
             raise
         except Exception as error:  # it killed a process before: this one says what of
-            log.exception("job %s, shard %d", one.of.job.id, one.work.shard.number)
+            tell(log, "shard raised", error, **one.named)
             shard = _failed(one, f"{type(error).__name__}: {error}")
         if shard is not None:
             self._write(shard)
@@ -356,7 +365,7 @@ class Worker:
             self.broker.publish_report(self.pool.name, self.name, self.report(), max(ALIVE_S, self.settings.lease_s))
         except BrokerError as error:
             if str(error) != self._untold:
-                log.warning("what this worker holds cannot be told: %s", error)
+                tell(log, "report refused", why=error)
             self._untold = str(error)
 
     def _sweep(self) -> None:
@@ -372,7 +381,7 @@ class Worker:
                 pause_s = interval_s / (HUNGRY if swept is not None and swept.hungry else 1)
             except LadingError as error:
                 # The registry's store is away, and may come back; a lead that nobody has is no harm.
-                log.error("sweeping: %s", error)
+                tell(log, "sweep failed", why=error)
 
     def _living(self) -> set[str]:
         """Raises BrokerError: nobody is taken for dead because the broker could not be asked."""

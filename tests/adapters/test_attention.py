@@ -39,7 +39,7 @@ def test_the_fastest_installed_kernel_is_chosen(device, dtype, native, flash, va
     monkeypatch.setattr(attention, "_is_there", there.__getitem__)
     with caplog.at_level(logging.INFO, "lading.adapters.attention"):
         assert attention.choose(device, dtype, 32).name == name
-    assert f"attention: {name} on {device.type}" in caplog.text
+    assert f"attention chosen: kernel={name} device={device.type}" in caplog.text
     assert ("it is missing here" in caplog.text) == (device.type == "cpu" and not native)
     slower = device.type == "cuda" and name == "sdpa-runs"
     assert any(record.levelno == logging.WARNING for record in caplog.records) == slower

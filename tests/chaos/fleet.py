@@ -14,7 +14,7 @@ from typing import Any
 from tests.zygote import Child, Zygote
 
 KILLED = -signal.SIGKILL
-READY = "works for pool"
+READY = "worker started"
 DEADLINE_S = 240.0  # for anything: only a defect takes so long
 LOOK_S = 0.02
 

@@ -21,7 +21,7 @@ LATE = ("strike.noted", "publish.before", "fold.before-commit", "answer.stored")
 SHORT_HELD = ["publish.before", "requests.leased"]
 SHORT_LATE = [("lancedb", "publish.before")]
 NEVER = 1e12
-TOO_LATE = "had run out when they were to be"
+TOO_LATE = "leases ran out"
 
 
 def long(cases: Iterable[Any]) -> list[Any]:

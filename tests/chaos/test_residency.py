@@ -137,7 +137,8 @@ def test_a_lost_device_ends_the_process_and_the_next_one_does_the_work(
     assert {rig.answer(id)["status"] for id in asked} == {"SUCCESS"}
     first, _ = rig.fleet.logs
     last = first.read_text().splitlines()[-1]
-    assert last.startswith("lading: the device fails: ")
+    assert '"event": "device lost"' in last
+    assert "the device fails: " in last
     assert "CUDA error: device-side assert triggered" in last
     assert rig.fleet.deaths.total() == 1
     assert "runs alone" not in rig.fleet.said()

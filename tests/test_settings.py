@@ -39,9 +39,9 @@ def test_environment_is_read_by_type():
     given = {"batch_tokens_cpu": "1", "batch_tokens_cuda": "2", "window_tokens": "3", "threads": "4"}
     given |= {"fold_interval_s": "0.5", "cache_dir": "/c", "offline": "TRUE", "broker_url": "redis://q", "lease_s": "9"}
     given |= {"max_waiting_requests": "5", "result_ttl_s": "6", "jobs": "s3://b/jobs/", "sweep_interval_s": "3"}
-    given |= {"grace_s": "2", "roots": "/m"}
+    given |= {"grace_s": "2", "exit_when_idle_s": "7", "roots": "/m"}
     found = settings.load({f"LADING_{key.upper()}": value for key, value in given.items()})
-    expected = (1, 2, 3, 4, 0.5, Path("/c"), True, "redis://q", 9.0, "s3://b/jobs", 3.0, 2.0, 6, 5, "/m")
+    expected = (1, 2, 3, 4, 0.5, Path("/c"), True, "redis://q", 9.0, "s3://b/jobs", 3.0, 2.0, 7.0, 6, 5, "/m")
     assert dataclasses.astuple(found) == expected
     assert settings.load({"XDG_CACHE_HOME": "/x"}).cache_dir == Path("/x/lading")
     assert settings.load({"XDG_DATA_HOME": "/x"}).jobs == "/x/lading/jobs"

@@ -127,7 +127,8 @@ def _worker() -> tuple[Worker, float]:
     threading.excepthook = _end_at_once
     broker = Broker.connect(settings.broker_url)
     registry = Registry(settings.jobs)
-    return Worker(pool, settings, broker, registry, device=device, on_end=_give_up), settings.grace_s
+    worker = Worker(pool, settings, broker, registry, device=device, on_end=_give_up, on_idle=_ask_to_end)
+    return worker, settings.grace_s
 
 
 app.steps["worker"].add(Consume)  # pyright: ignore[reportOptionalSubscript]
@@ -142,6 +143,13 @@ def _give_up(why: str) -> None:
     """End a process whose device is stuck, or lost. Its shards are with others by now; what a stuck one was running counts as a death."""
     os.write(2, f"lading: {why}; this process ends\n".encode())
     os._exit(DEFECT)
+
+
+def _ask_to_end() -> None:
+    """As whoever stops workers does, so that there is one way to end; to the main thread, which may be waiting in a call."""
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, signal.SIGTERM)
 
 
 def _leave_what_hangs(worker: Worker) -> None:

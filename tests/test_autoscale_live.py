@@ -249,6 +249,21 @@ def test_who_is_wanted_no_more() -> None:
     assert staff.up == []
 
 
+def test_workers_are_spread_over_devices(broker: Broker) -> None:
+    """One each unless more are asked for, no more than the pool has; numbered through, and not to end by themselves."""
+
+    def names(*given: str | int) -> list[str]:
+        return [one.name for one in programs.slots("cpu", *given)]
+
+    assert names("", 0) == ["worker cpu-0 on cpu"]
+    assert len(names("cpu,cpu", 0)) == 2
+    assert len(names("cpu,cpu,cpu,cpu", 0)) == 3  # max_workers
+    assert len(names("cpu,cpu", 5)) == 5
+    second = programs.slots("cpu", "cpu,cpu", 2, first=5)
+    assert [one.name for one in second] == ["worker cpu-5 on cpu", "worker cpu-6 on cpu"]
+    assert all(one.stays and one.environment["LADING_EXIT_WHEN_IDLE_S"] == "0" for one in second)
+
+
 def test_more_at_least_than_at_most_is_refused(broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:
     """Before anything is started."""
     assert main(["autoscale", "--min", "3", "--max", "2"]) == 2

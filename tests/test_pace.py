@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from pathlib import Path
 
 import pytest
+import yaml
 
+from lading.cli import main
 from lading.pipelines.job import Draft, draft
 from lading.pipelines.pace import MOST_ROWS, rows_per_s, shard_rows
 from lading.pipelines.records import Receipt
-from lading.pipelines.spec import JobSpec
+from lading.pipelines.spec import JobSpec, to_dict
 from lading.pipelines.submit import Queues, submit
 from tests.queued import ROWS, job_spec, queues
 from tests.redis_server import RedisServer
@@ -68,6 +71,22 @@ def test_shards_take_as_long_as_they_are_told(
     again = drafted(at, timed(tmp_path, tiny_encoder, "first", 5.0))
     assert (again.id, again.shards) == (first.id, first.shards)
     assert len(drafted(at, job_spec(tmp_path, tiny_encoder, "second", SHARDS)).shards) == SHARDS
+
+
+def test_the_plan_has_the_shards_that_it_would_be_cut_into(
+    at: Queues, tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`lading plan` and `lading submit` ask the same jobs."""
+    monkeypatch.setenv("LADING_JOBS", at.registry.root)
+    monkeypatch.setenv("LADING_BROKER_URL", at.broker.url)
+    first = drafted(at, timed(tmp_path, tiny_encoder, "first", 5.0))
+    submit(first, at)
+    done(at, first.id, range(4))
+    file = tmp_path / "second.yaml"
+    file.write_text(yaml.safe_dump(to_dict(timed(tmp_path, tiny_encoder, "second", 10.0))))
+    for verb in ("plan", "submit"):
+        assert main([verb, str(file), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["shards"] == SHARDS * ROWS // 40
 
 
 def test_a_shard_has_at_least_a_row_and_fits_into_memory() -> None:

@@ -158,7 +158,7 @@ def enqueue(spec: JobSpec, given: dict[str, Any]) -> int:
             )
     device = "" if given["device"] == "auto" else given["device"].partition(":")[0]
     queues = Queues.of(load())
-    done = submit(draft(spec), queues, device=device)
+    done = submit(draft(spec, queues.measured(spec, device)), queues, device=device)
     if given["as_json"]:
         click.echo(json.dumps(done.to_dict()))
     elif done.state == "nothing to do":
@@ -171,9 +171,11 @@ def enqueue(spec: JobSpec, given: dict[str, Any]) -> int:
 
 
 def _show(spec: JobSpec, *, as_json: bool) -> int:
+    from ..config.settings import load
     from ..pipelines.job import draft
+    from ..pipelines.submit import Queues
     from ..workers.estimate import estimate
 
-    estimated = estimate(draft(spec))
+    estimated = estimate(draft(spec, Queues.of(load()).measured(spec)) if spec.policy.shard_seconds else draft(spec))
     click.echo(json.dumps(estimated.to_dict()) if as_json else "\n".join(estimated.lines()))
     return 0

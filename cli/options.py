@@ -20,6 +20,7 @@ Decorator = Callable[[Any], Any]
 
 FORMATS = ("parquet", "jsonl", "csv", "lance", "text")
 COUNT = click.IntRange(min=1)
+SECONDS = click.FloatRange(min=0)
 
 
 def _choice(*words: str) -> click.Choice[str]:
@@ -68,6 +69,12 @@ SOURCE: tuple[Decorator, ...] = (
     ),
     click.option(
         "--shard-rows", metavar="N", type=COUNT, help="Rows that are committed and retried together.  [default: 4096]"
+    ),
+    click.option(
+        "--shard-seconds",
+        metavar="S",
+        type=SECONDS,
+        help="As many rows as take a worker about so long, where an earlier job of the recipe was measured.  [default: --shard-rows]",
     ),
 )
 

@@ -1,4 +1,5 @@
-"""The verbs that keep running: a pool's workers, and on one machine all that is needed; and a look at what workers hold."""
+"""The verbs that keep running: a pool's workers, on one machine all that is needed, and as many as the queues ask for; and a look at what
+workers hold."""
 
 from __future__ import annotations
 
@@ -44,12 +45,19 @@ ROOTS = (
 
 @click.group(invoke_without_command=True, subcommand_metavar="[status]")
 @opt.options(DEVICES, ROOTS, opt.METRICS)
+@click.option(
+    "--exit-when-idle",
+    metavar="SECONDS",
+    type=opt.SECONDS,
+    help="End, with 0, when nothing waited and nothing was held for so long.  [default: the setting exit_when_idle_s, which is 0: never]",
+)
 @click.pass_context
 def worker(
     ctx: click.Context,
     pool: str,
     devices: str,
     allow: Sequence[str],
+    exit_when_idle: float | None,
     metrics_port: int | None,
     metrics_bind: str | None,
 ) -> int:
@@ -63,12 +71,15 @@ def worker(
     if ctx.invoked_subcommand:
         from ..config.errors import UsageError
 
-        if pool or devices or allow or metrics_port is not None or metrics_bind is not None:
-            raise UsageError("options of a worker that is started go without `status`, its own behind it")
+        given = (exit_when_idle, metrics_port, metrics_bind)
+        if pool or devices or allow or any(one is not None for one in given):
+            raise UsageError("the options of a worker that is started go without `status`, its own behind it")
         return 0
     from ..workers.programs import workers
 
     _settle(allow, metrics_port, metrics_bind)
+    if exit_when_idle is not None:
+        os.environ["LADING_EXIT_WHEN_IDLE_S"] = str(exit_when_idle)
     return _run(workers(pool, devices, verbose=_verbose(ctx)))
 
 
@@ -169,6 +180,110 @@ def exporter(metrics_port: int, metrics_bind: str | None) -> int:
     return 0
 
 
+@click.command()
+@click.option(
+    "--pool",
+    "named",
+    metavar="NAME",
+    multiple=True,
+    help="Whose workers to start and stop (pools.yaml); repeat it.  [default: cpu]",
+)
+@click.option(
+    "--devices",
+    metavar="LIST",
+    default="",
+    help="A list like cuda:0,cuda:1; workers are spread over them.  [default: all]",
+)
+@opt.options(ROOTS, opt.METRICS)
+@click.option(
+    "--max",
+    "most",
+    metavar="N",
+    type=opt.COUNT,
+    help="Workers of each pool, at most.  [default: one for each device, and max_workers of the pool]",
+)
+@click.option("--min", "least", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="Always.")
+@click.option(
+    "--poll",
+    metavar="SECONDS",
+    type=opt.SECONDS,
+    default=2.0,
+    show_default=True,
+    help="Between two looks at the queues.",
+)
+@click.option(
+    "--cooldown",
+    metavar="SECONDS",
+    type=opt.SECONDS,
+    default=300.0,
+    show_default=True,
+    help="Without any message, before the last workers go.",
+)
+@click.option(
+    "--settle",
+    metavar="SECONDS",
+    type=opt.SECONDS,
+    default=300.0,
+    show_default=True,
+    help="For which fewer must have been enough, before some go.",
+)
+@click.option(
+    "--with-scheduler/--without-scheduler", "scheduler", default=True, show_default=True, help="Run it as well."
+)
+@click.pass_context
+def autoscale(
+    ctx: click.Context,
+    named: Sequence[str],
+    devices: str,
+    allow: Sequence[str],
+    most: int | None,
+    least: int,
+    poll: float,
+    cooldown: float,
+    settle: float,
+    scheduler: bool,
+    metrics_port: int | None,
+    metrics_bind: str | None,
+) -> int:
+    """Start and stop workers of this machine as the queues ask, from none to --max; and the scheduler.
+
+    With what KEDA does in a cluster, on the same numbers. One line for each change, with its reason. A worker that is stopped finishes
+    what fits into its grace and gives the rest back. Ctrl-C or SIGTERM stops all of them; a second one cuts the grace short.
+    """
+    from ..config.errors import UsageError
+    from ..config.settings import load as load_settings
+    from ..schedulers.autoscale import Behaviour
+    from ..schedulers.celery_settings import pool_name
+    from ..schedulers.connection import ALIVE_S, Broker
+    from ..schedulers.pools import find, load
+    from ..workers import programs
+    from ..workers.scaling import Staff
+    from ..workers.scaling import autoscale as run
+
+    _settle(allow, metrics_port, metrics_bind)
+    pools, settings, staffs = load(), load_settings(), list[Staff]()
+    for name in dict.fromkeys(named or [pool_name("")]):
+        first = sum(len(staff.slots) for staff in staffs)
+        slots = programs.slots(name, devices, most or 0, first=first, verbose=_verbose(ctx))
+        if least > len(slots):
+            raise UsageError(
+                f"pool {name}: --min {least} is more than the {len(slots)} workers that there may be (--max)"
+            )
+        staffs.append(Staff(find(pools, name), slots))
+    with _asked() as (stop, hurry):
+        return run(
+            Broker.connect(settings.broker_url),
+            staffs,
+            [programs.scheduler(sum(len(staff.slots) for staff in staffs), verbose=_verbose(ctx))] if scheduler else [],
+            Behaviour(most=1, least=least, polling_s=poll, sync_s=poll, cooldown_s=cooldown, settling_s=settle),
+            stop,
+            hurry,
+            patience_s=settings.grace_s + BEYOND_GRACE_S,
+            alive_s=max(ALIVE_S, settings.lease_s),
+            say=click.echo,
+        )
+
+
 def _settle(roots: Sequence[str], metrics_port: int | None, metrics_bind: str | None) -> None:
     """For the processes that are started, in place of what their environment says."""
     if roots:
@@ -207,4 +322,4 @@ def _asked() -> Generator[tuple[threading.Event, threading.Event]]:
             signal.signal(number, handler)
 
 
-VERBS = (worker, up, exporter)
+VERBS = (worker, up, autoscale, exporter)

@@ -51,6 +51,7 @@ class Settings:
     jobs: str  # absolute path or fsspec URL
     sweep_interval_s: float
     grace_s: float
+    exit_when_idle_s: float
     result_ttl_s: int
     max_waiting_requests: int
     roots: str  # config/roots.py reads it

@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection
 
 from ..config.errors import LadingError
+from ..config.events import tell
 from .open_job import CANCELLED
 from .registry import Entry, Registry
 
@@ -63,7 +64,7 @@ class Endings:
                 if entry := self._registry.get(job):
                     found.append(_ending(entry))
             except (LadingError, ValueError, LookupError) as error:  # of one that nobody waits for: no reason to stop
-                log.warning("job %s is over, and how is not known: %s", job, error)
+                tell(log, "job end unknown", job=job, why=error)
         return found
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,18 +19,22 @@ import pyarrow as pa
 
 from ..config.checkpoint import Checkpoint, locate, resolve
 from ..config.errors import ModelError
+from ..config.events import tell
 from ..config.lora import full_name
 from ..config.recipe import Recipe
 from ..config.wishes import WISHES
 from . import sources
 from .manifest import Manifest
 from .open_job import Job
+from .pace import shard_rows
 from .plan import Plan, schema_text
 from .provenance import metadata, output_schema, read_columns
 from .queries import Queries
 from .records import Input, Shard, rows_of
 from .sinks import Sink, open_sink
 from .spec import JobSpec, PolicySpec, StepSpec, identity, to_dict, validate
+
+log = logging.getLogger(__name__)
 
 JOB_ID_DIGITS = 12
 
@@ -81,8 +87,15 @@ def _fields(section: StepSpec | PolicySpec) -> dict[str, Any]:
     return {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
 
 
-def draft(spec: JobSpec) -> Draft:
-    """Check the whole job and plan its shards; writes nothing. Raises UsageError with what to change."""
+# Rows a second where the job will be done; None where nobody knows.
+Measured = Callable[[Checkpoint, Recipe], float | None]
+
+
+def draft(spec: JobSpec, measured: Measured = lambda checkpoint, recipe: None) -> Draft:
+    """Check the whole job and plan its shards; writes nothing. `measured` is asked where these are to take so many seconds.
+
+    Raises UsageError with what to change.
+    """
     validate(spec)
     format, inputs = sources.snapshot(spec.source)
     source = sources.check_columns(spec.source, format, inputs, read_columns(spec), texts=list(spec.steps[0].text))
@@ -104,7 +117,13 @@ def draft(spec: JobSpec) -> Draft:
             spec, id, format, inputs, source, shards, duplicates, checkpoint, recipe, schema, sink, manifest, queries
         )
     sink.check(id, schema, on_existing=spec.sink.on_existing)
-    shards, duplicates = sources.plan(spec.source, format, inputs, spec.policy.shard_rows)
+    rows = spec.policy.shard_rows
+    if spec.policy.shard_seconds:
+        if rate := measured(checkpoint, recipe):
+            rows = shard_rows(spec.policy.shard_seconds, rate)
+        else:
+            tell(log, "pace unknown", recipe=recipe.hash, shard_rows=rows)
+    shards, duplicates = sources.plan(spec.source, format, inputs, rows)
     return Draft(spec, id, format, inputs, source, shards, duplicates, checkpoint, recipe, schema, sink, None, queries)
 
 

@@ -124,7 +124,7 @@ class Receipt:
     tokens: int = 0
     seconds: dict[str, float] = dataclasses.field(
         default_factory=dict
-    )  # where the time went: read, prepare, run, stage
+    )  # where the time went: read, prepare, run (of all streams), device, stage
     fill: float = 1.0  # share of its batches' budgets that was used
     busy: float = 0.0  # share of the run so far in which the device worked
     kernel: str = ""

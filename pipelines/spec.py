@@ -89,6 +89,7 @@ class PolicySpec:
     chunk_overlap: int = 0
     token_columns: bool = False  # also store each row's number of tokens, and whether it was truncated
     shard_rows: int = 4096  # rows that are committed, retried and lost together
+    shard_seconds: float = 0.0  # as many rows as take about so long, where that is known; 0: shard_rows
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

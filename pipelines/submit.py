@@ -7,17 +7,21 @@ import logging
 import time
 from typing import Any
 
+from ..config.checkpoint import Checkpoint
 from ..config.errors import UsageError
 from ..config.events import tell
+from ..config.recipe import Recipe
 from ..config.settings import Settings
 from ..config.weights import weight_bytes
 from ..schedulers import pools as pool_files
 from ..schedulers.connection import Broker
-from ..schedulers.pools import Pools
+from ..schedulers.pools import Pool, Pools
 from ..schedulers.routing import route
 from ..schedulers.sweeping import look_anew
-from .job import Draft, start
+from .job import Draft, Measured, start
+from .pace import rows_per_s
 from .registry import Entry, Registry
+from .spec import JobSpec
 from .strikes import Strikes
 from .sweep import Sweeper
 
@@ -38,6 +42,22 @@ class Queues:
         """As the settings and pools.yaml say. No connection is made yet. Raises UsageError."""
         broker = Broker.connect(settings.broker_url)
         return cls(broker, Registry(settings.jobs), pool_files.load(), settings.lease_s)
+
+    def measured(self, spec: JobSpec, device: str = "") -> Measured:
+        """For `draft`: how fast the job's rows will go, by earlier jobs of its recipe on its pool."""
+
+        def rate(checkpoint: Checkpoint, recipe: Recipe) -> float | None:
+            return rows_per_s(self.registry, self._pool(spec, checkpoint, recipe, device).name, recipe.hash)
+
+        return rate
+
+    def pool(self, draft: Draft, device: str = "") -> Pool:
+        """Whose workers do it. Raises UsageError where no pool can."""
+        return self._pool(draft.spec, draft.checkpoint, draft.recipe, device)
+
+    def _pool(self, spec: JobSpec, checkpoint: Checkpoint, recipe: Recipe, device: str) -> Pool:
+        weights = weight_bytes(checkpoint.folder, recipe.precision)
+        return route(recipe.precision, weights, self.pools, spec.queue.pool, device)
 
     def sweeper(self) -> Sweeper:
         return Sweeper(self.broker, self.registry, self.pools, lease_s=self.lease_s)
@@ -67,8 +87,7 @@ def submit(draft: Draft, queues: Queues, *, device: str = "") -> Submitted:
     BrokerError where the broker does not answer; then the same call goes on.
     """
     spec, registry = draft.spec, queues.registry
-    weights = weight_bytes(draft.checkpoint.folder, draft.recipe.precision)
-    pool = route(draft.recipe.precision, weights, queues.pools, spec.queue.pool, device)
+    pool = queues.pool(draft, device)
     queues.broker.check()
     job = start(draft)
     folder = job.manifest.folder.url

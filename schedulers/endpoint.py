@@ -19,6 +19,7 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, generate_latest
 
 from ..config.errors import UsageError
+from ..config.events import tell
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Endpoint:
             ) from error
         self.port: int = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, name="lading-endpoint", daemon=True).start()
-        log.info("metrics on %s:%d", bind, self.port)
+        tell(log, "metrics served", bind=bind, port=self.port)
 
     def close(self) -> None:
         """Listen no more."""

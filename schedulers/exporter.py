@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..config.errors import BrokerError
+from ..config.events import tell
 from ..config.metrics import EXPORTER, Book, Sample
 from .connection import Broker
 from .outages import translated
@@ -42,7 +43,7 @@ class Exporter:
             found = list(self._look(time.monotonic() + PATIENCE_S))
         except BrokerError as error:
             if str(error) != self._untold:
-                log.warning("%s", error)
+                tell(log, "queues unknown", why=error)
             self._untold = str(error)
             return [("redis_up", 0, {})]
         self._untold = ""

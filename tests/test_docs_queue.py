@@ -31,7 +31,7 @@ from tests.test_docs import FENCE, ROOT, typed, write_corpus
 
 QUEUE = (ROOT / "docs/queue.md").read_text()
 SHARED = re.compile(r"/shared\b")
-STAYS = ("up", "worker", "scheduler")  # verbs that run until they are told to stop
+STAYS = ("up", "worker", "scheduler", "autoscale")  # verbs that run until they are told to stop
 
 
 def section(text: str, heading: str) -> str:

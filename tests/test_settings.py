@@ -41,6 +41,7 @@ def test_environment_is_read_by_type():
     given |= {"max_waiting_requests": "5", "result_ttl_s": "6", "jobs": "s3://b/jobs/", "sweep_interval_s": "3"}
     given |= {
         "grace_s": "2",
+        "exit_when_idle_s": "7",
         "roots": "/m",
         "metrics_port": "9464",
         "metrics_bind": "::1",
@@ -49,7 +50,7 @@ def test_environment_is_read_by_type():
         "log_format": "json",
     }
     found = settings.load({f"LADING_{key.upper()}": value for key, value in given.items()})
-    expected = (1, 2, 3, 4, 0.5, Path("/c"), True, "redis://q", 9.0, "s3://b/jobs", 3.0, 2.0, 6, 5, "/m")
+    expected = (1, 2, 3, 4, 0.5, Path("/c"), True, "redis://q", 9.0, "s3://b/jobs", 3.0, 2.0, 7.0, 6, 5, "/m")
     expected += (9464, "::1", 2.0, "spot", "json")
     assert dataclasses.astuple(found) == expected
     assert settings.load({"XDG_CACHE_HOME": "/x"}).cache_dir == Path("/x/lading")

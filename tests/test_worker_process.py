@@ -198,7 +198,7 @@ def test_a_killed_worker_is_started_again(start: Start, broker: Broker) -> None:
         (("--devices", "tpu"), {}, "device tpu is none for pool cpu"),
     ],
 )
-@pytest.mark.parametrize("verb", ["worker", "up"])
+@pytest.mark.parametrize("verb", ["worker", "up", "autoscale"])
 def test_what_cannot_run_is_refused(
     environment: None,
     monkeypatch: pytest.MonkeyPatch,

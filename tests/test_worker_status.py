@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +23,7 @@ from lading.schedulers import pools
 from lading.schedulers.bodies import RequestOptions
 from lading.schedulers.connection import FORGOTTEN_S, Broker
 from lading.schedulers.pools import Preload
-from lading.schedulers.reports import on_device
+from lading.schedulers.reports import held, on_device, process_of, worker_name
 from lading.workers.worker import Worker
 from tests.redis_server import RedisServer
 
@@ -85,6 +88,26 @@ def test_what_is_on_a_device() -> None:
     assert on_device({"a": REPORT, "b": newer, "c": broken}) == {"w"}
     assert on_device({"a": REPORT, "b": other}) == {"w", "x"}
     assert on_device({}) == frozenset()
+
+
+def test_who_holds_least(broker: Broker, make: Callable[..., Worker]) -> None:
+    """A worker says how many messages it has; the process of one of this host is known by its name; who says nothing may hold anything."""
+    worker = make()
+    worker.shards.send([b"1", b"2", b"3"])
+    worker.requests.send([b"4"])
+    assert held(worker.report()) == 0
+    leases = worker.leases.pull(worker.shards, 2)
+    worker.leases.pull(worker.requests, 1)
+    assert held(worker.report()) == 3
+    worker.leases.release(worker.shards, leases)
+    assert worker.report()["held"] == {"shards": 0, "requests": 1}
+    assert (
+        held({"version": 1}) == held({**worker.report(), "version": 2}) == held({"version": 1, "held": 3}) == math.inf
+    )
+    assert process_of(worker.name, socket.gethostname()) == os.getpid()
+    assert process_of(worker_name("a.b-c", 12, "d0e"), "a.b-c") == 12
+    assert process_of(worker_name("a.b-c", 12, "d0e"), "a.b") is None
+    assert process_of("nobody", "a.b") is None
 
 
 def test_a_report_that_is_refused_holds_up_nothing(

@@ -133,7 +133,7 @@ def _worker() -> tuple[Worker, float]:
     broker = Broker.connect(settings.broker_url)
     registry = Registry(settings.jobs)
     meter = WorkerMeter(pool, settings) if settings.metrics_port else None
-    worker = Worker(pool, settings, broker, registry, device=device, on_end=_give_up, meter=meter)
+    worker = Worker(pool, settings, broker, registry, device=device, on_end=_give_up, on_idle=_ask_to_end, meter=meter)
     logs.bind(worker=worker.name)
     if meter is not None:
         where, told = (settings.metrics_bind, settings.metrics_port), meter.book.registry
@@ -155,6 +155,13 @@ def _give_up(why: str) -> None:
     """End a process whose device is stuck, or lost. Its shards are with others by now; what a stuck one was running counts as a death."""
     tell(log, "device lost", why=f"{why}; this process ends")
     os._exit(DEFECT)
+
+
+def _ask_to_end() -> None:
+    """As whoever stops workers does, so that there is one way to end; to the main thread, which may be waiting in a call."""
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, signal.SIGTERM)
 
 
 def _leave_what_hangs(worker: Worker) -> None:

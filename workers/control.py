@@ -44,9 +44,10 @@ def submit(job: dict[str, Any], device: str = "") -> dict[str, Any]:
     allowed = roots.parse(settings.roots)
     spec = from_dict(job, where="lading.submit")
     _check_named(spec, allowed)
-    drafted = draft(spec)
+    queues = Queues.of(settings)
+    drafted = draft(spec, queues.measured(spec, device))
     _check_found(drafted, allowed)
-    return submit_job(drafted, Queues.of(settings), device=device).to_dict()
+    return submit_job(drafted, queues, device=device).to_dict()
 
 
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {"lading.optimize": optimize, "lading.submit": submit}

@@ -91,6 +91,7 @@ class Engine:
     unusable: int = 0  # results that were not finite since the last one that was
     since: float = 0.0  # up to when `gauges.elapsed` has been counted
     backlog: Backlog = dataclasses.field(default_factory=Backlog)
+    under_way: dict[int, ShardInFlight] = dataclasses.field(default_factory=dict)  # by id, the oldest first
     attempts: Attempts = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -117,6 +118,7 @@ class Engine:
         when it is plain that a model takes no row.
         """
         self.gauges.streams, self.since, self.backlog = self.streams, time.perf_counter(), Backlog()
+        self.under_way = {}
         ahead: deque[Future[Batch] | ShardInFlight] = deque()
         with (
             Ahead("read", lambda: self._read(tasks), READ_AHEAD) as rows,
@@ -124,7 +126,9 @@ class Engine:
             ThreadPoolExecutor(self.streams, thread_name_prefix="lading-device") as device,
         ):
             try:
-                yield from self._loop(Windows(prepared, self.window, self.stop), device, ahead)
+                for shard in self._loop(Windows(prepared, self.window, self.stop), device, ahead):
+                    del self.under_way[id(shard)]
+                    yield shard
             except StopJob:
                 # Requests were taken off their lane for what runs now, and have no part in why the shards stop.
                 for one in ahead:
@@ -157,6 +161,7 @@ class Engine:
                 yield None
                 continue
             shard, failure = ShardInFlight(task), ""
+            self.under_way[id(shard)] = shard
             self.backlog.taken += 1
             try:
                 if not task.at_hand:
@@ -304,6 +309,7 @@ class Engine:
                 of_shards += share
                 part.shard.tokens += tokens
                 part.shard.seconds["run"] += batch.clock.wall * share
+                part.shard.seconds["device"] += batch.clock.wall * share / self.streams
                 part.shard.offered += offered * share
         self.shares.count(batch.clock.wall, of_shards)
 

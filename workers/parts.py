@@ -13,6 +13,9 @@ from ..adapters.contract import Adapter, Outputs, Prepared
 from ..pipelines.manifest import Work
 from ..pipelines.records import Receipt, Reject, Rows
 
+# Of a shard's seconds: in the streams of the device, added up, and of the device's time, all its streams together.
+STAGES = ("read", "prepare", "run", "device")
+
 
 class Task(Protocol):
     """A shard to do, as the engine sees it."""
@@ -93,7 +96,7 @@ class ShardInFlight:
     later: bool = False  # what failed may pass: nothing of the shard counts, and it is to be done again
     tokens: int = 0
     offered: float = 0.0  # this shard's share of its batches' budgets
-    seconds: dict[str, float] = dataclasses.field(default_factory=lambda: {"read": 0.0, "prepare": 0.0, "run": 0.0})
+    seconds: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
     @property
     def work(self) -> Work:
@@ -104,6 +107,15 @@ class ShardInFlight:
         if not self.started:
             self.task.begin()
             self.started = True
+
+    def needs_s(self) -> float:
+        """Seconds until the last of its rows has been on the device, if they take as long as those so far; 0.0 where that cannot be
+        said: none has been, or nobody knows how many rows there are."""
+        rows = self.work.shard.rows if self.work.ordinals is None else len(self.work.ordinals)
+        parts = [part for part in list(self.parts) if len(part.prepared.costs)]
+        done = sum(part.rows.count * (1 - part.missing / len(part.prepared.costs)) for part in parts)
+        left = (rows or 0) - done
+        return self.seconds["device"] / done * left if done and left > 0 else 0.0
 
 
 Chosen = tuple[Items, np.ndarray]  # some items (int64) of one owner

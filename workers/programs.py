@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 
@@ -25,13 +26,31 @@ def workers(pool: str, devices: str, *, processes: int = 1, verbose: int = 0) ->
 
     Raises UsageError: no such pool or device, a device of another kind than the pool's, a broker's URL that is none.
     """
+    found, named = _checked(pool, devices)
+    return [_worker(found.name, number, device, verbose) for number, device in enumerate(named * processes)]
+
+
+def slots(pool: str, devices: str, most: int, *, first: int = 0, verbose: int = 0) -> list[Program]:
+    """`most` workers, 0: one for each device ("" is all), as many as the pool has at most. No device has two before each has one.
+
+    `first`: the number of the first among all workers that run beside each other. Raises UsageError, as `workers`.
+    """
+    found, named = _checked(pool, devices or "all")
+    numbers = range(most or min(found.max_workers, len(named)))
+    made = [_worker(found.name, first + number, named[number % len(named)], verbose) for number in numbers]
+    # They end when they are told to, not by themselves.
+    always = {"LADING_EXIT_WHEN_IDLE_S": "0"}
+    return [dataclasses.replace(one, environment={**one.environment, **always}, stays=True) for one in made]
+
+
+def _checked(pool: str, devices: str) -> tuple[Pool, list[str]]:
     found = pools.find(pools.load(), pool_name(pool))
     Broker.connect(load().broker_url)  # that nobody answers yet is no reason not to wait
     named = _devices(devices, found.device)
     for device in named:
         check_kind(found, device)
         check_device(device)
-    return [_worker(found.name, number, device, verbose) for number, device in enumerate(named * processes)]
+    return found, named
 
 
 def metrics_port(number: int) -> dict[str, str]:
@@ -69,7 +88,7 @@ def _worker(pool: str, number: int, device: str, verbose: int) -> Program:
         level,
     ]
     environment = {"LADING_POOL": pool, "LADING_DEVICE": kind, **shown, **metrics_port(number)}
-    return Program(f"worker {pool} on {device}", command, environment)
+    return Program(f"worker {pool}-{number} on {device}", command, environment)
 
 
 def _of_those_given(index: int) -> str:

@@ -32,9 +32,10 @@ from ..schedulers import pools
 from ..schedulers.connection import ALIVE_S, Broker
 from ..schedulers.outages import patiently
 from ..schedulers.pools import Pool
-from ..schedulers.reports import REPORT_VERSION
+from ..schedulers.reports import REPORT_VERSION, worker_name
 from .answers import Answers
 from .assignments import Assignment, Desk
+from .ending import Idleness, too_long
 from .engine import Engine
 from .feed import Feed
 from .folding import Folds
@@ -69,12 +70,14 @@ class Worker:
         *,
         device: str = "",
         on_end: Callable[[str], None] = lambda why: None,
+        on_idle: Callable[[], None] = lambda: None,
         meter: Meter | None = None,
     ) -> None:
-        """`on_end` is told once why only another process can go on: the device does not come back from a batch, or takes no more."""
-        self._on_end, self.meter = on_end, meter or Meter()
+        """`on_end` is told once why only another process can go on: the device does not come back from a batch, or takes no more;
+        `on_idle` once, when there was nothing to do for `exit_when_idle_s`."""
+        self._on_end, self._on_idle, self.meter = on_end, on_idle, meter or Meter()
         self.pool, self.settings, self.broker, self.registry = pool, settings, broker, registry
-        self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}".replace(".", "-")
+        self.name = worker_name(socket.gethostname(), os.getpid(), secrets.token_hex(3))
         self.stopping = threading.Event()
         self.shards = broker.queue(pool.shards)
         self.requests = broker.queue(pool.requests)
@@ -159,14 +162,19 @@ class Worker:
         self.folds.start()
         for thread in (self._work_thread, self._keep_thread, self._sweep_thread, self._preload_thread):
             thread.start()
+        if self.settings.exit_when_idle_s:
+            idle_s, queues = self.settings.exit_when_idle_s, (self.shards, self.requests)
+            Idleness(queues, self.leases, idle_s, self._on_idle, self.stopping).start()
         tell(log, "worker started", pool=self.pool.name, worker=self.name)
 
     def stop(self, grace_s: float, hurry: threading.Event) -> None:
-        """Take nothing more, finish what fits into `grace_s` (or until `hurry`), give the rest back."""
+        """Take nothing more, finish what fits into `grace_s` (or until `hurry`), give the rest back: at once, when it is seen not to fit."""
         self.stopping.set()
         self.engine.bell.set()
         until = time.monotonic() + grace_s
         while self._work_thread.is_alive() and time.monotonic() < until and not hurry.is_set():
+            if self._cannot_fit(until - time.monotonic()):
+                break
             self._work_thread.join(0.05)
         left = 0.0 if hurry.is_set() else max(until - time.monotonic(), 1.0)
         self.lane.join(min(left, 1.0))
@@ -182,8 +190,16 @@ class Worker:
             self.broker.gone(self.pool.name, self.name)
         tell(log, "worker stopped", worker=self.name)
 
+    def _cannot_fit(self, left_s: float) -> bool:
+        """Of shards. Requests are short, and somebody waits for each."""
+        needs_s = too_long(self.feed.given(), list(self.engine.under_way.values()), left_s)
+        if not needs_s or self.leases.held(self.requests):
+            return False
+        tell(log, "shards do not fit", needs_s=round(needs_s, 1), left_s=round(left_s, 1))
+        return True
+
     def report(self) -> dict[str, Any]:
-        """What it holds and how that came, and what its device had no memory for, as plain JSON (schedulers/reports.py)."""
+        """What it holds and how that came, what its device had no memory for, and what it is at, as plain JSON (schedulers/reports.py)."""
         said = self.residents.report()
         names = {one["weights"]: one["model"] for one in said["models"]}
         limits: dict[str, int] = {}  # tokens of a batch, by the model's name
@@ -191,7 +207,11 @@ class Worker:
             name = names[weights]
             limits[name] = min(limit, limits.get(name, limit))
         out_of_memory = self.engine.gauges.out_of_memory
-        return {"version": REPORT_VERSION, **said, "out_of_memory": out_of_memory, "limits": limits}
+        held = {
+            "shards": len(self.leases.held(self.shards)),
+            "requests": len(self.leases.held(self.requests)),
+        }
+        return {"version": REPORT_VERSION, **said, "out_of_memory": out_of_memory, "limits": limits, "held": held}
 
     def unhealthy(self) -> str:
         """Why only another process would go on with its work, "" while it gets on with it."""

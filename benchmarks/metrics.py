@@ -1,6 +1,6 @@
 """What metrics cost: the same work by a worker that serves them, scraped every second, and by one that counts nothing.
 
-    python benchmarks/metrics.py [--model tiny|minilm] [--rounds N] [--quick] [--json]
+    python benchmarks/metrics.py [--model tiny|minilm] [--requests N] [--rows N] [--rounds N] [--quick] [--json]
 
 A private Redis, one worker process of one thread at a time, with and without a metrics port by turns; both do the same requests (64
 under way) and the same corpus job. The scraper is a process of its own, as Prometheus is. The CPU seconds of the worker's process
@@ -69,8 +69,7 @@ def measured(
     return asked, done, found["cpu_s"]
 
 
-def run(report: Report, server: RedisServer, scratch: Path, model: Path, *, quick: bool, rounds: int) -> None:
-    count, rows = (500, 300) if quick else (20_000, 6_000)
+def run(report: Report, server: RedisServer, scratch: Path, model: Path, *, count: int, rows: int, rounds: int) -> None:
     report.title(f"{count:,} requests and a job of {rows:,} texts, {model.name}, one thread")
     corpus(scratch, rows)
     with socket.socket() as free:
@@ -96,6 +95,8 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", choices=("tiny", "minilm"), default="minilm")
     parser.add_argument("--rounds", type=int, default=5, help="pairs of measurements (default: 5)")
+    parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--rows", type=int, default=6_000)
     parser.add_argument("--quick", action="store_true", help="a short form, to see that it works")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(words)
@@ -111,9 +112,8 @@ def main(words: list[str] | None = None) -> None:
         }
         try:
             model = model_folder(given.model, scratch)
-            run(
-                Report(given.json), server, scratch, model, quick=given.quick, rounds=1 if given.quick else given.rounds
-            )
+            count, rows, rounds = (500, 300, 1) if given.quick else (given.requests, given.rows, given.rounds)
+            run(Report(given.json), server, scratch, model, count=count, rows=rows, rounds=rounds)
         finally:
             server.close()
 

@@ -420,4 +420,11 @@ def test_rows_that_do_not_come_into_view_are_told(
     until(lambda: told_by(one).value("uncommitted_rows", sink="parquet") == 0)
     found = told_by(one)
     assert found.value("commit_seconds_count", sink="parquet") == 1
-    assert found.value("last_commit_timestamp_seconds", sink="parquet") > since
+    last = found.value("last_commit_timestamp_seconds", sink="parquet")
+    assert last > since
+    broken.clear()  # rows that begin to wait long after a commit do not wait since then
+    again = time.time()
+    submit(kinds[0].spec(corpus_of(tmp_path / "again.parquet", swapping.texts(8)), f"parquet://{tmp_path}/again"))
+    until(lambda: told_by(one).value("uncommitted_rows", sink="parquet") == 8)
+    assert told_by(one).value("last_commit_timestamp_seconds", sink="parquet") >= again > last
+    broken.set()

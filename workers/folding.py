@@ -71,8 +71,9 @@ class Folds:
         job, kind = opened.job.id, opened.job.sink.output.kind
         with self._lock:
             self._waiting[job] = opened
+            first = rows > 0 and not any(count for of, count in self._rows.values() if of == kind)
             self._rows[job] = kind, self._rows.get(job, ("", 0))[1] + rows
-        if rows:
+        if first:
             self._meter.waits(kind)
 
     def waiting_rows(self) -> Counter[str]:

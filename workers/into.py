@@ -110,8 +110,9 @@ class Tables:
                 done = upsert.upsert(url, group.recipe, group.model, rows, counted=counted)
             except StopJob as error:
                 tell(log, "requests wait", table=url, requests=len(entries), why=error)
+                if url not in self._failing:
+                    self._meter.waits(KIND)
                 left += self._to_try_again(url, entries, str(error))
-                self._meter.waits(KIND)
                 continue
             except Exception as error:
                 if not isinstance(error, LadingError):

@@ -39,7 +39,6 @@ class WorkerMeter(Meter):
         self._worker: Worker | None = None
         self._ran = False
         self._sweeps = SweepMeter(self.book)
-        self._waited: set[str] = set()  # kinds of sink for which rows ever waited
         self._started = self.book.registry.get_sample_value("process_start_time_seconds") or time.time()
         self.book.set("worker_start_timestamp_seconds", self._started)
         if settings.price_per_hour:
@@ -95,12 +94,9 @@ class WorkerMeter(Meter):
         self._documents(op, inputs - rejects.total(), rejects)
 
     def waits(self, sink: str) -> None:
-        if sink not in self._waited:
-            self._waited.add(sink)
-            self.book.set("last_commit_timestamp_seconds", time.time(), sink=sink)
+        self.book.set("last_commit_timestamp_seconds", time.time(), sink=sink)
 
     def committed(self, sink: str, seconds: float, conflicts: int) -> None:
-        self._waited.add(sink)
         self.book.observe("commit_seconds", seconds, sink=sink)
         self.book.add("commit_conflicts_total", conflicts, sink=sink)
         self.book.set("last_commit_timestamp_seconds", time.time(), sink=sink)

@@ -400,6 +400,7 @@ def test_a_worker_tells_what_happens_to_each_shard(guarded: str, tmp_path: Path,
     for record in found:
         assert list(record)[:4] == STABLE
         assert TIME.fullmatch(record["time"])
+        assert record["event"] == "message" or record["logger"].startswith("lading.")
         declared = EVENTS[record["event"]]
         assert record.keys() - {*STABLE, "pool", "worker", "exception"} == set(declared.fields.split()) - {
             "pool",

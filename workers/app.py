@@ -30,7 +30,7 @@ from . import control
 if TYPE_CHECKING:
     from .worker import Worker
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("lading.workers.app")  # also where this module is the program
 
 LAST_BATCH_S = 10.0  # that a batch may still take after everything was given back
 DEFECT = 70  # exit code of a process in which a thread failed on something that nobody foresaw (EX_SOFTWARE)

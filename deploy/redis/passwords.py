@@ -26,6 +26,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ADMIN = "user admin on ~* &* +@all"
+# Off: nobody is it. But Redis loads its log as this user, and of one without rights it drops every transaction in there.
+DEFAULT = "user default off resetpass ~* &* +@all"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--url {given.url}: expected redis://HOST:PORT/DB or rediss://..., without user and password")
     given.folder.mkdir(parents=True, exist_ok=True)
     given.folder.chmod(0o700)
-    lines = ["user default off"]
+    lines = [DEFAULT]
     for line in [file.read_text().strip() for file in sorted(HERE.glob("*.acl"))] + [ADMIN]:
         user = line.split()[1]
         password = _password(given.folder / f"{user}.password")

@@ -244,8 +244,8 @@ def rows(heading: str) -> dict[str, int]:
 
 def test_the_sizes_are_measured(own_redis: ModuleType) -> None:
     """What the table says of bytes is what MEMORY USAGE says of real messages, within a tenth."""
-    from benchmarks.redis_bytes import measured
+    from benchmarks.footprint import in_redis
 
     said = rows("How much memory")
-    found = measured(Broker.connect(own_redis.url))
+    found = in_redis(Broker.connect(own_redis.url))
     assert said == {name: pytest.approx(size, rel=0.1) for name, size in found.items()}

@@ -77,6 +77,7 @@ class Images:
         lines = ["[global]", *(f"{key} = {' '.join(value.split())}" for key, value in kept.items()), ""]
         (self.folder / "pip.conf").write_text("\n".join(lines))
         named = [word.removeprefix("file://") for value in kept.values() for word in value.split()]
+        named = [word.removesuffix("/simple") for word in named]  # an index's files lie beside its pages
         places = [place for place in [*named, CERTIFICATES] if place.startswith("/") and os.path.exists(place)]
         return [f"{self.folder}/pip.conf:/etc/pip.conf:ro", *(f"{place}:{place}:ro" for place in dict.fromkeys(places))]
 

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RELEASE = "bookworm"  # its Python is 3.11
 RUN = "python3,ca-certificates"
 BUILD = f"{RUN},python3-dev,python3-pip,python3-venv,gcc,libc6-dev"
+DRIVER = os.environ.get("STORAGE_DRIVER", "overlay")  # vfs where there is no overlay in an overlay, as in a container
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 # In namespaces of its own, as a container: the image's tree read-only but for what is mounted, and no way to more rights.
@@ -65,7 +66,7 @@ class Images:
         words = [word for name, value in given.items() for word in ("--build-arg", f"{name}={value}")]
         words += [word for mount in self._pip() for word in ("--volume", mount)]
         words += ["--file", str(ROOT / "deploy/docker/Dockerfile"), "--target", target, "--tag", f"localhost/{target}"]
-        words += ["--isolation", "chroot", "--pull-never", "--format", "docker", "--layers=false"]
+        words += ["--isolation", "chroot", "--pull-never", "--format", "docker", "--layers"]
         self.buildah("bud", *words, str(ROOT))
         return f"localhost/{target}"
 

@@ -53,12 +53,27 @@ class Images:
         self.folder = folder
         for name, packages in (("base", RUN), ("build", BUILD)):
             archive = folder / f"{name}.tar"
-            self._run("mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}", RELEASE, str(archive))
+            # In a namespace of its own, so that nothing of it stays mounted, however it ends.
+            self._run(
+                "unshare",
+                "--mount",
+                "mmdebstrap",
+                "--quiet",
+                "--variant=minbase",
+                f"--include={packages}",
+                RELEASE,
+                str(archive),
+            )
             container = self.buildah("from", "scratch")
             self.buildah("add", container, str(archive), "/")
             self.buildah("config", "--env", f"PATH={PATH}", container)
             self.buildah("commit", "--rm", container, f"localhost/{name}:{RELEASE}")
             archive.unlink()
+
+    def close(self) -> None:
+        """Unmount and remove all of it."""
+        self.buildah("rm", "--all")
+        self.buildah("rmi", "--all", "--force")
 
     def build(self, target: str, **arguments: str) -> str:
         """The name of the image that a target of the Dockerfile gives, on our bases, with the indexes that this machine's pip knows."""

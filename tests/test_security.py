@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import pickle
 import re
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,9 @@ def test_no_secret_is_told(worker: Process, guarded: RedisServer, url: str) -> N
         keys: Any = client.keys("*")
         assert keys
         assert [key for key in keys if CANARY.encode() in (client.dump(key) or b"")] == []
+    for _, port in set().union(*(listening(pid) for pid in worker.children())):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as served:
+            assert CANARY.encode() not in served.read()
 
 
 def test_what_is_unpickled_elsewhere_is_a_dead_letter_here(worker: Process, url: str) -> None:

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -166,6 +167,16 @@ def test_only_verified_tls_with_a_password_comes_in(typed: Typed, tmp_path: Path
         assert password not in str(refused.value), what
 
 
+def test_a_new_certificate_needs_no_restart(typed: Typed) -> None:
+    """Made by the same command over the old one, it is served once CONFIG SET names its path again, and is trusted."""
+    before = ssl.get_server_certificate(("127.0.0.1", typed.port))
+    subprocess.run(shlex.split(typed.here(typed.lines[3])), cwd=typed.folder, check=True, capture_output=True)
+    assert ssl.get_server_certificate(("127.0.0.1", typed.port)) == before
+    Broker.connect(typed.url("admin")).client.config_set("tls-cert-file", f"{typed.folder}/tls/redis.crt")
+    assert ssl.get_server_certificate(("127.0.0.1", typed.port)) != before
+    Broker.connect(typed.url("worker")).check()
+
+
 def test_every_role_does_its_part(typed: Typed) -> None:
     """The producer sends, the worker takes, answers and acknowledges, the scheduler counts, the autoscaler counts, over TLS."""
     roles = {user: Broker.connect(typed.url(user)) for user in USERS}
@@ -187,6 +198,21 @@ def test_every_role_does_its_part(typed: Typed) -> None:
     told = roles["admin"].client.config_get("maxmemory-policy", "appendonly", "appendfsync", "tls-port", "port")
     assert told == {"maxmemory-policy": "noeviction", "appendonly": "yes", "appendfsync": "everysec",
                     "tls-port": str(typed.port), "port": "0"}  # fmt: skip
+
+
+def test_the_health_check_of_the_composition(typed: Typed, tmp_path: Path) -> None:
+    """deploy/compose.yaml's question to Redis is answered to who knows the autoscaler's password; an error is no answer."""
+    service = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())["services"]["redis"]
+    kind, command = service["healthcheck"]["test"]
+    assert kind == "CMD-SHELL"
+    client = f"redis-cli --tls --cacert {typed.folder}/tls/ca.crt -p {typed.port}"
+    command = command.replace("$$", "$").replace("redis-cli", client)
+    (tmp_path / "autoscaler.password").write_text("wrong")
+    for folder, well in ((typed.folder / "secrets", True), (tmp_path, False)):
+        asked = subprocess.run(
+            ["sh", "-c", command.replace("/run/secrets", str(folder))], capture_output=True, text=True
+        )
+        assert (asked.returncode == 0, "PONG" in asked.stdout) == (well, well), asked
 
 
 def test_a_crash_keeps_what_the_log_has(typed: Typed) -> None:

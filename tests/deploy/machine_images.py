@@ -60,6 +60,7 @@ class Images:
                 "mmdebstrap",
                 "--quiet",
                 "--variant=minbase",
+                "--dpkgopt=force-unsafe-io",  # a base that is lost is made again
                 f"--include={packages}",
                 RELEASE,
                 str(archive),

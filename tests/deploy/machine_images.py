@@ -146,7 +146,7 @@ class Images:
             "--runroot",
             str(self.folder / "run"),
             "--storage-driver",
-            "vfs",
+            DRIVER,
         ]
         return self._run("buildah", *places, *words)
 

@@ -1,13 +1,14 @@
-# make demo | test | check | check-deploy | chaos | bench | clean. Needs Python 3.11 or newer and pip; everything goes into .venv.
+# make demo | test | check | check-deploy | images | check-images | chaos | bench | clean. Needs Python 3.11 or newer and pip; everything goes into .venv.
 #
 # PYTHON=python3.12      which Python makes .venv (default: the first new enough one on PATH)
 # TORCH_INDEX=URL        where torch comes from; empty is pip's own index (default: the CPU builds where there is no
 #                        NVIDIA driver). The version is pinned in constraints.txt either way.
+# BUILDER=podman         what `make images` builds with (default: docker); IMAGES=worker-cuda: which (default: producer worker-cpu)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test check check-deploy chaos bench clean
+.PHONY: demo test check check-deploy images check-images chaos bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,7 +25,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.test
-	$(BIN)/pytest -m "not chaos and not deploy" $(ARGS)
+	$(BIN)/pytest -m "not chaos and not deploy and not images" $(ARGS)
 
 check: $(VENV)/.dev
 	@status=0; \
@@ -35,6 +36,20 @@ check: $(VENV)/.dev
 
 check-deploy: $(VENV)/.deploy
 	$(BIN)/pytest -m deploy $(ARGS)
+
+BUILDER ?= docker
+IMAGES ?= producer worker-cpu
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+
+images:
+	for target in $(IMAGES); do \
+		$(BUILDER) build --file deploy/docker/Dockerfile --target $$target --tag lading-$$target:$(VERSION) \
+			--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) .; \
+	done
+
+# Minutes, and root: needs buildah and mmdebstrap, on Debian or Ubuntu. For every night, not for every push.
+check-images: $(VENV)/.deploy
+	TORCH_CPU_INDEX="$(TORCH_INDEX)" $(BIN)/pytest -m images --timeout 3600 $(ARGS)
 
 chaos: $(VENV)/.test
 	$(BIN)/pytest -m chaos --timeout 7200 $(ARGS)

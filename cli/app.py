@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from ..config.errors import LadingError, UsageError
-from . import jobs, models, outputs, queued, queues, worker
+from . import jobs, models, outputs, queued, queues, render, worker
 from .streams import READER_LEFT, ReaderLeft, noticing_readers, print_any_letter
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -60,7 +60,7 @@ def cli(verbose: bool) -> None:
     log.propagate = False
 
 
-for _verb in (*jobs.VERBS, *queued.VERBS, *worker.VERBS, *queues.VERBS, *outputs.VERBS, *models.VERBS):
+for _verb in (*jobs.VERBS, *queued.VERBS, *worker.VERBS, *queues.VERBS, *outputs.VERBS, *models.VERBS, *render.VERBS):
     cli.add_command(_verb)
 
 

@@ -257,10 +257,13 @@ def _networks(objects: Sequence[Object]) -> Iterator[str]:
     for one in objects:
         if one["kind"] != "NetworkPolicy":
             continue
+        for key in ("ingress", "egress"):
+            if key in one["spec"] and key.title() not in one["spec"]["policyTypes"]:
+                yield f"{_title(one)}: its rules for {key} count for nothing"
         rules = [(rule, rule.get("from")) for rule in one["spec"].get("ingress") or []]
         rules += [(rule, rule.get("to")) for rule in one["spec"].get("egress") or []]
         for rule, peers in rules:
-            if not peers or not rule.get("ports"):
+            if not peers or not all("port" in port for port in rule.get("ports") or [{}]):
                 yield f"{_title(one)}: a rule for everybody, or for every port"
             for block in (peer["ipBlock"] for peer in peers or [] if "ipBlock" in peer):
                 if block["cidr"] == "0.0.0.0/0" and "169.254.0.0/16" not in block.get("except", []):

@@ -158,9 +158,10 @@ def _pod_problems(kind: str, template: Object, objects: Sequence[Object]) -> Ite
     yield from (f"{key} is shared with the node" for key in ("hostNetwork", "hostPID", "hostIPC") if pod.get(key))
     yield from (f"volume {name} is a folder of the node" for name, one in volumes.items() if "hostPath" in one)
     for name, volume in volumes.items():
-        wanted = (volume.get("configMap") or {}).get("name")
-        if wanted and ("ConfigMap", wanted) not in there:
-            yield f"volume {name}: no ConfigMap {wanted}"
+        sources = (volume.get("projected") or {}).get("sources") or [volume]
+        for wanted in (one["configMap"]["name"] for one in sources if "configMap" in one):
+            if ("ConfigMap", wanted) not in there:
+                yield f"volume {name}: no ConfigMap {wanted}"
     for container in [*pod["containers"], *(pod.get("initContainers") or [])]:
         for problem in _container_problems(kind, container, security):
             yield f"{container['name']}: {problem}"

@@ -6,7 +6,6 @@ import dataclasses
 import importlib.resources
 import json
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,7 +125,7 @@ def test_times_follow_from_shards_and_models():
     behaviour = h100["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
     assert behaviour["stabilizationWindowSeconds"] == 3600  # the most that Kubernetes takes
     assert environment(objects, "h100")["LADING_GRACE_S"] == "900"
-    assert environment(objects, "l4")["LADING_GRACE_S"] == "110"
+    assert environment(objects, "l4")["LADING_GRACE_S"] == "85"
     gke = render(merged(preset("gcp", "l4"), {"pools": {"l4": {"shardSeconds": 900}}}))
     assert environment(gke, "l4")["LADING_GRACE_S"] == "5"
 
@@ -255,9 +254,21 @@ def test_pods_are_told_the_same_pools(tmp_path: Path, everything: list[Object]):
     """What the chart mounts is read by the program, whole numbers and all, as deploy/config is."""
     for name, text in named(everything, "ConfigMap", "lading-config")["data"].items():
         (tmp_path / name).write_text(text)
-    environ = {"LADING_CONFIG_DIR": str(tmp_path)}
-    assert pools.load(environ) == our_pools()
-    assert settings.load(environ).roots == "s3://example-lading"
+    assert pools.load({"LADING_CONFIG_DIR": str(tmp_path)}) == our_pools()
+
+
+def test_settings_reach_the_pods():
+    """Every setting that values may have arrives as the same value, large numbers and words too."""
+    given = {
+        "offline": True,
+        "max_waiting_requests": 3_000_000,
+        "lease_s": 90.5,
+        "roots": "s3://a,s3://b",
+        "threads": 2,
+    }
+    objects = render(merged(preset("aws", "l4"), {"settings": given}))
+    found = settings.load(environment(objects, "l4") | {"LADING_CONFIG_DIR": ""})
+    assert {key: getattr(found, key) for key in given} == given
 
 
 def test_a_full_backlog_asks_for_all_workers(everything: list[Object]):
@@ -401,7 +412,7 @@ MUTATIONS = {
     "a rule for everybody": ("network.yaml", "{port: 9464, endPort: 9480, protocol: TCP}", "{}", "for every port"),
     "no budget": (TEMPLATES, "kind: PodDisruptionBudget", "kind: ConfigMap", "needs one PodDisruptionBudget"),
     "a volume that is not there": (ALL_PODS, "- name: home\n  emptyDir:", "- name: house\n  emptyDir:", "no volume home"),
-    "a configuration that is not there": (ALL_PODS, "-config\n- name: tmp", "-konfig\n- name: tmp", "no ConfigMap lading-konfig"),
+    "a configuration that is not there": (ALL_PODS, "-config\n      - secret", "-konfig\n      - secret", "no ConfigMap lading-konfig"),
     "a password in sight": (ALL_PODS, 'value: "0.0.0.0"', 'value: "redis://worker:secret@redis/0"', "shows a password"),
     "a port that is not there": ("monitoring.yaml", "- port: metrics{{", "- port: stats{{", "no pod has a port stats"),
 }  # fmt: skip
@@ -425,43 +436,90 @@ def test_mistakes_in_the_chart_are_found(name: str, tmp_path: Path):
 # -- Redis
 
 
+@pytest.fixture(scope="module")
+def secret() -> dict[str, str]:
+    """The contents of the secret that the chart asks for, made of the users of deploy/redis; each one's password is its name."""
+    users = {file.stem: file.read_text().strip() for file in (DEPLOY / "redis").glob("*.acl")}
+    users.setdefault("exporter", users["scheduler"].replace("user scheduler ", "user exporter "))
+    found = {f"{user}.yaml": f"broker_url: redis://{user}:{user}@127.0.0.1:6379/0\n" for user in users}
+    found |= {f"{user}.password": user for user in users}
+    default, admin = "user default off resetpass ~* &* +@all", "user admin on ~* &* +@all >admin"
+    return found | {
+        "users.acl": "\n".join([default, admin, *(f"{line} >{user}" for user, line in users.items())]) + "\n"
+    }
+
+
 @pytest.fixture
-def users(tmp_path: Path) -> Iterator[tuple[dict[str, str], RedisServer]]:
-    """The secret that deploy/redis/secret.sh makes, and a server with its users."""
+def guarded(secret: dict[str, str], tmp_path: Path) -> Iterator[RedisServer]:
+    """A server with the configuration of the bundled one."""
     if executable() is None:
         pytest.fail("no redis-server: apt install redis-server")
-    printed = subprocess.run(
-        ["sh", DEPLOY / "redis" / "secret.sh", "redis://127.0.0.1:6379/0"], capture_output=True, text=True, check=True
-    )
-    secret = yaml.safe_load(printed.stdout)
-    assert schema_problems([secret], versions()[-1]) == []
-    (tmp_path / "users.acl").write_text(secret["stringData"]["users.acl"])
-    server = RedisServer(tmp_path, "--aclfile", str(tmp_path / "users.acl"))
-    yield secret["stringData"], server
+    objects = render(preset("trial", "cpu"))
+    text = named(objects, "ConfigMap", "lading-redis")["data"]["redis.conf"]
+    text = text.replace("port 6379\n", "").replace("dir /data", f"dir {tmp_path}")
+    (tmp_path / "redis.conf").write_text(text.replace("/etc/redis-users", str(tmp_path)))
+    (tmp_path / "users.acl").write_text(secret["users.acl"])
+    server = RedisServer(tmp_path, "--include", str(tmp_path / "redis.conf"))
+    yield server
     server.close()
 
 
-def test_the_secret_fits_the_chart_and_a_server(users: tuple[dict[str, str], RedisServer], everything: list[Object]):
-    """Every key that a pod or KEDA asks for is there, each URL opens the server for its user, and nobody else gets in."""
-    secret, server = users
-    asked = {
-        one["valueFrom"]["secretKeyRef"]["key"]
-        for found in everything
-        if found["kind"] == "Deployment"
-        for one in found["spec"]["template"]["spec"]["containers"][0]["env"]
-        if "secretKeyRef" in one.get("valueFrom", {})
-    }
-    assert asked == {"worker-url", "scheduler-url", "exporter-url"}
-    authentication = named(everything, "TriggerAuthentication", "lading-redis")["spec"]
-    asked |= {one["key"] for one in authentication["secretTargetRef"]}
-    assert asked <= secret.keys()
-    for key in secret:
-        if key.endswith("-url"):
-            Broker.connect(secret[key].replace(":6379/", f":{server.port}/")).check()
-    with redis.Redis(port=server.port, username="autoscaler", password=secret["autoscaler-password"]) as client:
-        assert client.llen("lading.cpu.shards") == client.hlen("unacked:lading.cpu.shards") == 0
+def config_volume(pod: Object) -> list[Object]:
+    return next(one for one in pod["volumes"] if one["name"] == "config")["projected"]["sources"]
+
+
+def test_each_pod_is_its_own_user_of_redis(
+    everything: list[Object], secret: dict[str, str], guarded: RedisServer, tmp_path: Path
+):
+    """From the files that are mounted, each part reads a URL that opens the server, and none has a password in its environment."""
+    users: dict[str, str] = {}
+    for one in everything:
+        if one["kind"] == "Deployment":
+            pod = one["spec"]["template"]["spec"]
+            config, credentials = config_volume(pod)
+            folder = tmp_path / one["metadata"]["name"]
+            folder.mkdir()
+            for name, text in named(everything, "ConfigMap", config["configMap"]["name"])["data"].items():
+                (folder / name).write_text(text)
+            (item,) = credentials["secret"]["items"]
+            (folder / item["path"]).write_text(secret[item["key"]].replace(":6379/", f":{guarded.port}/"))
+            said = {one["name"]: one["value"] for one in pod["containers"][0]["env"] if "value" in one}
+            found = settings.load(said | {"LADING_CONFIG_DIR": str(folder)})
+            Broker.connect(found.broker_url).check()
+            assert (found.jobs, found.roots) == ("s3://example-lading/jobs", "s3://example-lading")
+            users[one["metadata"]["name"]] = item["key"]
+    assert users.pop("lading-scheduler") == "scheduler.yaml"
+    assert users.pop("lading-exporter") == "exporter.yaml"
+    assert set(users.values()) == {"worker.yaml"}
     with pytest.raises(BrokerError):
-        Broker.connect(server.url).check()
+        Broker.connect(guarded.url).check()
+
+
+def test_keda_is_its_own_user_of_redis(everything: list[Object], secret: dict[str, str], guarded: RedisServer):
+    """With what its TriggerAuthentication names it may look at every list of every trigger, and no further."""
+    authentication = named(everything, "TriggerAuthentication", "lading-redis")["spec"]
+    (password,), (user,) = authentication["secretTargetRef"], authentication["configMapTargetRef"]
+    name = named(everything, "ConfigMap", user["name"])["data"][user["key"]]
+    lists = {key for one in everything if one["kind"].startswith("Scaled") for key in lengths(one["spec"])}
+    with redis.Redis(port=guarded.port, username=name, password=secret[password["key"]]) as client:
+        assert [client.hlen(one) if one.startswith("unacked:") else client.llen(one) for one in lists] == [0] * 16
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            client.lrange("lading.cpu.shards", 0, -1)
+
+
+def test_a_ca_of_ones_own():
+    """KEDA is told of it in one place, as it wants, and pods have the file where the URL says it is."""
+    objects = render(preset("gcp", "l4"))
+    authentication = named(objects, "TriggerAuthentication", "lading-redis")["spec"]
+    assert [one["parameter"] for one in authentication["configMapTargetRef"]] == ["tls"]
+    assert [one["parameter"] for one in authentication["secretTargetRef"]] == ["password", "ca"]
+    assert named(objects, "ConfigMap", "lading-autoscaler")["data"]["tls"] == "enable"
+    for trigger in named(objects, "ScaledObject", "lading-worker-l4")["spec"]["triggers"]:
+        assert "enableTLS" not in trigger["metadata"]
+    for trigger in named(render(preset("aws", "l4")), "ScaledObject", "lading-worker-l4")["spec"]["triggers"]:
+        assert trigger["metadata"]["enableTLS"] == "true"
+    container = named(objects, "Deployment", "lading-scheduler")["spec"]["template"]["spec"]["containers"][0]
+    assert {"name": "redis-ca", "mountPath": "/etc/lading-redis", "readOnly": True} in container["volumeMounts"]
 
 
 def test_who_reaches_the_bundled_redis():
@@ -476,18 +534,18 @@ def test_who_reaches_the_bundled_redis():
     ]
 
 
-def test_the_bundled_redis_starts_with_its_configuration(tmp_path: Path):
-    """The server takes every line of the file that the chart gives it, keeps a log and never drops a queue."""
-    text = named(render(preset("trial", "cpu")), "ConfigMap", "lading-redis")["data"]["redis.conf"]
-    (tmp_path / "users.acl").write_text("user default on nopass ~* &* +@all\n")
-    text = text.replace("/etc/redis-users", str(tmp_path)).replace("dir /data", f"dir {tmp_path}")
-    (tmp_path / "redis.conf").write_text(text.replace("port 6379\n", ""))
-    server = RedisServer(tmp_path, "--include", str(tmp_path / "redis.conf"))
-    try:
-        with redis.Redis(port=server.port) as client:
-            said = client.config_get("*")
-        assert (said["maxmemory-policy"], said["appendonly"]) == ("noeviction", "yes")
-        assert int(said["maxmemory"]) == 768 << 20
-        assert said["aclfile"] == str(tmp_path / "users.acl")
-    finally:
-        server.close()
+def test_the_bundled_redis_forgets_nothing(guarded: RedisServer):
+    """It keeps a log, drops no queue when it is full, and after a restart knows what workers took and did."""
+    queue = Broker.connect(f"redis://worker:worker@127.0.0.1:{guarded.port}/0").queue("lading.cpu.shards")
+    queue.send([b"done", b"taken", b"waits"])
+    queue.ack(queue.pull(1, 1000))
+    queue.pull(1, 1000)
+    assert guarded.process is not None
+    guarded.process.terminate()
+    guarded.process.wait()
+    guarded.start()
+    with redis.Redis(port=guarded.port, username="admin", password="admin") as admin:
+        said = admin.config_get("*")
+    assert (said["maxmemory-policy"], said["appendonly"], int(said["maxmemory"])) == ("noeviction", "yes", 768 << 20)
+    counts = queue.counts()
+    assert (counts.waiting, counts.in_flight) == (1, 1)

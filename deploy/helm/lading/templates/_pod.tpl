@@ -1,4 +1,4 @@
-{{- /* What every pod of ours has in common. (root, component, image, user, account) */ -}}
+{{- /* What every pod of ours has in common. */ -}}
 
 {{- define "lading.pod.security" -}}
 automountServiceAccountToken: false
@@ -24,7 +24,7 @@ securityContext:
     drop: [ALL]
 {{- end }}
 
-{{- /* (root, image, user of Redis) The setting of the environment of all that talk to Redis; more entries may follow. */ -}}
+{{- /* (root, image) Ends in the environment, to which entries may be added. No password is in it. */ -}}
 {{- define "lading.container.common" -}}
 image: {{ include "lading.image" . | quote }}
 imagePullPolicy: IfNotPresent
@@ -37,17 +37,16 @@ envFrom:
 {{- end }}
 {{- end }}
 env:
-  - name: LADING_BROKER_URL
-    valueFrom:
-      secretKeyRef:
-        name: {{ .root.Values.redis.secret }}
-        key: {{ .user }}-url
   - name: LADING_CONFIG_DIR
     value: /etc/lading
   - name: LADING_JOBS
     value: {{ required "jobs: where submitted jobs are registered, like s3://bucket/jobs" .root.Values.jobs | quote }}
   - name: LADING_METRICS_BIND
     value: "0.0.0.0"
+{{- range $name, $value := .root.Values.settings }}
+  - name: LADING_{{ upper $name }}
+    value: {{ ternary $value (toJson $value) (kindIs "string" $value) | quote }}
+{{- end }}
 {{- range $name, $value := .root.Values.env }}
   - name: {{ $name }}
     value: {{ $value | quote }}
@@ -72,10 +71,19 @@ env:
 {{- end }}
 {{- end }}
 
+{{- /* (root, user) The broker's URL, with the password, comes as settings.yaml beside the pools. */ -}}
 {{- define "lading.volumes" -}}
 - name: config
-  configMap:
-    name: {{ include "lading.fullname" .root }}-config
+  projected:
+    defaultMode: 0440
+    sources:
+      - configMap:
+          name: {{ include "lading.fullname" .root }}-config
+      - secret:
+          name: {{ .root.Values.redis.secret }}
+          items:
+            - key: {{ .user }}.yaml
+              path: settings.yaml
 - name: tmp
   emptyDir:
     sizeLimit: 2Gi

@@ -6,8 +6,9 @@
 {{- $shard := int $pool.shardSeconds -}}
 {{- $load := int $pool.loadSeconds -}}
 {{- $notice := int (get (dict "eks" 120 "karpenter" 120 "gke" 15 "aks" 30 "none" 30) .root.Values.cloud) -}}
+{{- /* After its grace a worker commits what is done, and ends a batch: some 20 s, which have to fit into the notice too. */ -}}
 {{- $grace := $shard -}}
-{{- if eq $pool.capacity "spot" }}{{ $grace = min $shard (max 5 (sub $notice 10)) }}{{ end -}}
+{{- if eq $pool.capacity "spot" }}{{ $grace = min $shard (max 5 (sub $notice 35)) }}{{ end -}}
 {{- /* What a pod's processes take at once. The window in Redis is cut at 65,536 messages (schedulers/admission.py). */ -}}
 {{- $window := min (mul 2 $workers (int $pool.spec.pull_shards)) 65536 -}}
 {{- $_ := set $pool "processes" $processes -}}
@@ -51,11 +52,11 @@ spec:
   {{- include "lading.placement" (dict "root" $root "name" .name "pool" $pool) | trim | nindent 2 }}
   containers:
     - name: worker
-      {{- include "lading.container.common" (dict "root" $root "image" $image "user" "worker") | nindent 6 }}
+      {{- include "lading.container.common" (dict "root" $root "image" $image) | nindent 6 }}
         - name: LADING_METRICS_PORT
           value: "9464"
         - name: LADING_GRACE_S
-          value: {{ $pool.grace | quote }}
+          value: {{ $pool.grace | int | quote }}
         - name: LADING_CAPACITY
           value: {{ $pool.capacity }}
         - name: LADING_PRICE_PER_HOUR
@@ -98,7 +99,7 @@ spec:
 {{- end }}
       volumeMounts: {{- include "lading.mounts" (dict "root" $root) | nindent 8 }}
   volumes:
-    {{- include "lading.volumes" (dict "root" $root) | nindent 4 }}
+    {{- include "lading.volumes" (dict "root" $root "user" "worker") | nindent 4 }}
     - name: cache
 {{- if eq $pool.cache.type "claim" }}
       persistentVolumeClaim:
@@ -193,7 +194,7 @@ topologySpreadConstraints:
     enableTLS: "true"
 {{- end }}
     listName: {{ printf "%s%s" $prefix (index . 1) | quote }}
-    listLength: {{ index . 2 | quote }}
+    listLength: {{ index . 2 | int | quote }}
     activationListLength: "0"
   authenticationRef:
     name: {{ include "lading.fullname" $root }}-redis

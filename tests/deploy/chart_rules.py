@@ -120,7 +120,7 @@ def _closed(schema: Any) -> Any:
 def policy_problems(objects: Sequence[Object]) -> list[str]:
     pods = list(_pods(objects))
     found = [f"{title}: {problem}" for title, kind, pod in pods for problem in _pod_problems(kind, pod, objects)]
-    for rule in (_scaling, _networks, _budgets, _selectors, _accounts, _monitors):
+    for rule in (_names, _scaling, _networks, _budgets, _selectors, _accounts, _monitors):
         found += rule(objects)
     return found
 
@@ -204,6 +204,18 @@ def _container_problems(kind: str, container: Object, pod: Object) -> Iterator[s
 
 def _environment(container: Object) -> dict[str, str]:
     return {one["name"]: one["value"] for one in container.get("env") or [] if "value" in one}
+
+
+def _names(objects: Sequence[Object]) -> Iterator[str]:
+    """Names that become labels, or parts of others' names, are short enough, and there is no object twice."""
+    seen: set[tuple[str, str]] = set()
+    for one in objects:
+        name = one["metadata"]["name"]
+        if len(name) > (52 if one["kind"] == "CronJob" else 63):
+            yield f"{_title(one)}: the name is too long"
+        if (one["kind"], name) in seen:
+            yield f"{_title(one)}: is there twice"
+        seen.add((one["kind"], name))
 
 
 def _scaling(objects: Sequence[Object]) -> Iterator[str]:

@@ -86,6 +86,11 @@ def test_versions_are_those_that_are_promised():
     assert len(versions()) >= 9
 
 
+def test_the_defaults_alone_pass_lint():
+    """`helm lint` of the chart as it lies there has nothing to say, whatever an installation would still have to add."""
+    assert lint({}, versions()[-1]) == []
+
+
 @pytest.mark.parametrize(
     ("left_out", "message"),
     [
@@ -145,6 +150,18 @@ def test_capacity(everything: list[Object]):
         assert terms == [
             {"matchExpressions": [{"key": "eks.amazonaws.com/capacityType", "operator": operator, "values": ["SPOT"]}]}
         ]
+
+
+def test_other_release_names():
+    """Whatever a release is called, its objects find each other and have names that Kubernetes takes, pools with long names too."""
+    values = preset("trial", "cpu")
+    long = "p" * 20
+    values["pools"] = {long: values["pools"]["cpu"], "bulk": merged(values["pools"]["cpu"], {"mode": "bulk"})}
+    values["schedules"] = {"s" * 16: preset("aws")["schedules"]["nightly"]}
+    for name in ("production", "a-release-of-lading-with-quite-a-long-name-of-53-chars", "x" * 53):
+        objects = render(values, name=name)
+        assert policy_problems(objects) == []
+        assert schema_problems(objects, versions()[-1]) == []
 
 
 @pytest.mark.parametrize("cloud", ["eks", "karpenter", "gke", "aks", "none"])

@@ -1,7 +1,8 @@
 {{- /* Names, labels, images: what several templates say in the same words. */ -}}
 
+{{- /* With -submit- and the name of a schedule it has to fit into the 52 characters that a CronJob may have. */ -}}
 {{- define "lading.fullname" -}}
-{{- if contains "lading" .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}{{ else }}{{ printf "%s-lading" .Release.Name | trunc 40 | trimSuffix "-" }}{{ end }}
+{{- if contains "lading" .Release.Name }}{{ .Release.Name | trunc 28 | trimSuffix "-" }}{{ else }}{{ printf "%s-lading" (.Release.Name | trunc 21 | trimSuffix "-") }}{{ end }}
 {{- end }}
 
 {{- /* What never changes in an object's life: selectors are made of it. (root, component, and pool for workers) */ -}}

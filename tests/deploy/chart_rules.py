@@ -66,6 +66,17 @@ def named(objects: Sequence[Object], kind: str, name: str) -> Object:
     return next(one for one in objects if (one["kind"], one["metadata"]["name"]) == (kind, name))
 
 
+def lengths(scaled: Object) -> dict[str, int]:
+    """listLength by listName."""
+    return {one["metadata"]["listName"]: int(one["metadata"]["listLength"]) for one in scaled["triggers"]}
+
+
+def environment(objects: list[Object], pool: str) -> dict[str, str]:
+    """What the workers of a live pool have in their environment."""
+    found = named(objects, "Deployment", f"lading-worker-{pool}")["spec"]["template"]["spec"]["containers"][0]["env"]
+    return {one["name"]: one["value"] for one in found if "value" in one}
+
+
 # -- schemas
 
 

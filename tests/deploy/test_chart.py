@@ -5,27 +5,25 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import helm_python
 import pytest
-import redis
 import yaml
 
 from lading.cli.app import cli
 from lading.config import settings
-from lading.config.errors import BrokerError, UsageError
+from lading.config.errors import UsageError
 from lading.config.strict_yaml import load_mapping
 from lading.pipelines import spec as job_spec
 from lading.schedulers import pools, rendering
 from lading.schedulers.admission import window
-from lading.schedulers.connection import Broker
 from tests.deploy.chart_rules import (
     CHART,
     Object,
+    environment,
+    lengths,
     lint,
     merged,
     named,
@@ -33,10 +31,8 @@ from tests.deploy.chart_rules import (
     preset,
     render,
     schema_problems,
-    selects,
     versions,
 )
-from tests.redis_server import RedisServer, executable
 
 pytestmark = pytest.mark.deploy
 
@@ -168,6 +164,14 @@ def test_other_release_names():
 def test_clouds(cloud: str):
     """Each of the clouds' words makes a valid chart, and a GPU that a cloud has no name for is refused."""
     objects = render(merged(preset("aws", *POOLS), {"cloud": cloud}))
+    pods = {name: named(objects, "Deployment", f"lading-worker-{name}")["spec"]["template"] for name in ("l4", "cpu")}
+    assert {name: pod["spec"].get("nodeSelector") for name, pod in pods.items()} == {
+        "eks": {"l4": {"lading.dev/pool": "l4"}, "cpu": {"lading.dev/pool": "cpu"}},
+        "karpenter": {"l4": {"karpenter.k8s.aws/instance-gpu-name": "l4"}, "cpu": None},
+        "gke": {"l4": {"cloud.google.com/gke-accelerator": "nvidia-l4"}, "cpu": None},
+        "aks": {"l4": {"lading.dev/pool": "l4"}, "cpu": {"lading.dev/pool": "cpu"}},
+        "none": {"l4": None, "cpu": None},
+    }[cloud]
     assert policy_problems(objects) == []
     assert schema_problems(objects, versions()[-1]) == []
     odd = merged(preset("aws", "l4"), {"cloud": "gke", "pools": {"l4": {"gpu": {"type": "l5"}}}})
@@ -239,15 +243,6 @@ def test_rules_and_dashboards_are_the_deployments_own():
 
 
 # -- the chart and the program
-
-
-def lengths(scaled: Object) -> dict[str, int]:
-    return {one["metadata"]["listName"]: int(one["metadata"]["listLength"]) for one in scaled["triggers"]}
-
-
-def environment(objects: list[Object], pool: str) -> dict[str, str]:
-    found = named(objects, "Deployment", f"lading-worker-{pool}")["spec"]["template"]["spec"]["containers"][0]["env"]
-    return {one["name"]: one["value"] for one in found if "value" in one}
 
 
 def our_pools() -> pools.Pools:
@@ -353,36 +348,6 @@ def test_every_default_may_be_said():
     compare(whole, yaml.safe_load((CHART / "values.yaml").read_text()), "values")
 
 
-@pytest.mark.parametrize(
-    "typo",
-    [
-        {"job": "s3://b/jobs"},
-        {"pools": {"cpu": {"capasity": "spot"}}},
-        {"pools": {"cpu": {"capacity": "spots"}}},
-        {"pools": {"cpu": {"spec": {"max_worker": 3}}}},
-        {"pools": {"cpu": {"spec": {"memory_bytes": "4 GB"}}}},
-        {"pools": {"cpu": {"cache": {"sizes": "1Gi"}}}},
-        {"pools": {"CPU.1": {}}},
-        {"poolDefaults": {"spec": {}}},
-        {"settings": {"lease": 3}},
-        {"images": {"producer": {"repository": "x", "tag": "latest"}}},
-        {"images": {"producer": {"digest": "sha256:12"}}},
-        {"networkPolicy": {"objectStores": {"cidrs": ["everything"]}}},
-        {"schedules": {"nightly": {"cron": "0 2 * * *"}}},
-        {"redis": {"host": "redis://redis.internal:6379"}},
-        {"monitoring": {"objects": "yes"}},
-        {"cloud": "aws"},
-    ],
-    ids=lambda typo: "-".join(map(str, typo)),
-)
-def test_typos_in_values_are_refused(typo: dict[str, Any]):
-    """By helm, before anything is made."""
-    good = preset("trial", "cpu")
-    render(good)
-    with pytest.raises(helm_python.HelmError, match="schema"):
-        render(merged(good, typo))
-
-
 def test_commands_are_those_of_the_program(everything: list[Object]):
     """Each verb that a pod is started with is one of the program's."""
     verbs = {
@@ -392,177 +357,3 @@ def test_commands_are_those_of_the_program(everything: list[Object]):
     }
     assert verbs == {"worker", "scheduler", "exporter"}
     assert {"worker", "scheduler", "submit"} <= cli.commands.keys()
-
-
-# -- each rule bites
-
-
-ALL_PODS, WORKERS, TEMPLATES = "_pod.tpl", "_workers.tpl", "workers.yaml"
-MUTATIONS = {
-    "a typo in a field": (WORKERS, "      resources:\n", "      resourcez:\n", "resourcez"),
-    "a typo in KEDA's object": (TEMPLATES, "  cooldownPeriod:", "  cooldownPeriodd:", "cooldownPeriodd"),
-    "a number where KEDA wants text": (WORKERS, "databaseIndex: {{ $root.Values.redis.database | quote }}", "databaseIndex: 0", "databaseIndex"),
-    "a typo in a monitor": ("monitoring.yaml", "      path: /metrics", "      paths: /metrics", "paths"),
-    "a typo in a bulk pool's job": (TEMPLATES, "    backoffLimit: 3", "    backOffLimit: 3", "backOffLimit"),
-    "no trigger for what is in flight": (WORKERS, 'dict "" "" "unacked:" "-inflight"', 'dict "" ""', "in flight of lading.l4.shards"),
-    "no trigger for requests": (WORKERS, ' (list "requests" (printf "lading.%s.requests" .name) .pool.requestsPerPod)', "", "waits in lading.l4.requests"),
-    "a threshold before a pool wakes": (WORKERS, 'activationListLength: "0"', 'activationListLength: "5"', "does not wake"),
-    "a fallback": (TEMPLATES, "  advanced:\n", "  fallback: {failureThreshold: 3, replicas: 1}\n  advanced:\n", "when Redis cannot be asked"),
-    "replicas of a scaled pool": (TEMPLATES, "  revisionHistoryLimit: 3\n", "  replicas: 1\n", "has replicas"),
-    "a pool that is not scaled": (TEMPLATES, "    name: {{ $fullname }}\n  minReplicaCount", "    name: other\n  minReplicaCount", "nobody scales"),
-    "root": (ALL_PODS, "  runAsUser: 10001\n", "  runAsUser: 0\n", "may run as root"),
-    "root allowed": (ALL_PODS, "  runAsNonRoot: true\n", "", "may run as root"),
-    "a root container in the pod": (ALL_PODS, "  readOnlyRootFilesystem: true\n", "  readOnlyRootFilesystem: true\n  runAsUser: 0\n", "runs as root"),
-    "a file system that can be written to": (ALL_PODS, "  readOnlyRootFilesystem: true\n", "", "can be written to"),
-    "no seccomp": (ALL_PODS, "  seccompProfile:\n    type: RuntimeDefault\n", "", "no seccomp"),
-    "capabilities": (ALL_PODS, "    drop: [ALL]\n", "    drop: [ALL]\n    add: [SYS_ADMIN]\n", "keeps capabilities"),
-    "escalation": (ALL_PODS, "  allowPrivilegeEscalation: false\n", "", "gain privileges"),
-    "a token": (ALL_PODS, "automountServiceAccountToken: false\n", "", "token for Kubernetes is mounted"),
-    "no digest and no tag": ("_names.tpl", '{{ if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default .root.Chart.AppVersion }}{{ end }}', "", "neither a digest nor a tag"),
-    "latest": ("_names.tpl", "$image.tag | default .root.Chart.AppVersion", '"latest"', "neither a digest nor a tag"),
-    "no limits": ("control.yaml", "resources: {{- toYaml .Values.scheduler.resources | nindent 12 }}", "resources: {}", "no limit of memory"),
-    "no probes": ("control.yaml", '{{- include "lading.probes" (dict "port" "metrics") | nindent 10 }}', "", "no livenessProbe"),
-    "too little patience": (WORKERS, "add $pool.grace 40", "add $pool.grace 10", "is killed before"),
-    "no policy for egress": ("network.yaml", "policyTypes: [Ingress, Egress]", "policyTypes: [Ingress]", "its rules for egress count for nothing"),
-    "pods without a policy": ("network.yaml", "      app.kubernetes.io/name: lading\n      app", "      app.kubernetes.io/name: leading\n      app", "no NetworkPolicy for its ingress"),
-    "the nodes' metadata": ("_names.tpl", "{cidr: {{ .cidr }}, except: [{{ join \", \" .except }}]}", "{cidr: {{ .cidr }}}", "metadata can be reached"),
-    "a rule for everybody": ("network.yaml", "{port: 9464, endPort: 9480, protocol: TCP}", "{}", "for every port"),
-    "no budget": (TEMPLATES, "kind: PodDisruptionBudget", "kind: ConfigMap", "needs one PodDisruptionBudget"),
-    "a volume that is not there": (ALL_PODS, "- name: home\n  emptyDir:", "- name: house\n  emptyDir:", "no volume home"),
-    "a configuration that is not there": (ALL_PODS, "-config\n      - secret", "-konfig\n      - secret", "no ConfigMap lading-konfig"),
-    "a password in sight": (ALL_PODS, 'value: "0.0.0.0"', 'value: "redis://worker:secret@redis/0"', "shows a password"),
-    "a port that is not there": ("monitoring.yaml", "- port: metrics{{", "- port: stats{{", "no pod has a port stats"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", MUTATIONS)
-def test_mistakes_in_the_chart_are_found(name: str, tmp_path: Path):
-    """One mistake in one template is one that the checks of this file name."""
-    file, before, after, found = MUTATIONS[name]
-    chart = tmp_path / "lading"
-    shutil.copytree(CHART, chart)
-    template = chart / "templates" / file
-    text = template.read_text()
-    assert before in text, f"{file} has changed: give the mutation its new words"
-    template.write_text(text.replace(before, after))
-    objects = render(preset("aws", "l4", "a100"), chart)
-    problems = schema_problems(objects, versions()[-1]) + policy_problems(objects)
-    assert any(found in problem for problem in problems), problems
-
-
-# -- Redis
-
-
-@pytest.fixture(scope="module")
-def secret() -> dict[str, str]:
-    """The contents of the secret that the chart asks for, made of the users of deploy/redis; each one's password is its name."""
-    users = {file.stem: file.read_text().strip() for file in (DEPLOY / "redis").glob("*.acl")}
-    users.setdefault("exporter", users["scheduler"].replace("user scheduler ", "user exporter "))
-    found = {f"{user}.yaml": f"broker_url: redis://{user}:{user}@127.0.0.1:6379/0\n" for user in users}
-    found |= {f"{user}.password": user for user in users}
-    default, admin = "user default off resetpass ~* &* +@all", "user admin on ~* &* +@all >admin"
-    return found | {
-        "users.acl": "\n".join([default, admin, *(f"{line} >{user}" for user, line in users.items())]) + "\n"
-    }
-
-
-@pytest.fixture
-def guarded(secret: dict[str, str], tmp_path: Path) -> Iterator[RedisServer]:
-    """A server with the configuration of the bundled one."""
-    if executable() is None:
-        pytest.fail("no redis-server: apt install redis-server")
-    objects = render(preset("trial", "cpu"))
-    text = named(objects, "ConfigMap", "lading-redis")["data"]["redis.conf"]
-    text = text.replace("port 6379\n", "").replace("dir /data", f"dir {tmp_path}")
-    (tmp_path / "redis.conf").write_text(text.replace("/etc/redis-users", str(tmp_path)))
-    (tmp_path / "users.acl").write_text(secret["users.acl"])
-    server = RedisServer(tmp_path, "--include", str(tmp_path / "redis.conf"))
-    yield server
-    server.close()
-
-
-def config_volume(pod: Object) -> list[Object]:
-    return next(one for one in pod["volumes"] if one["name"] == "config")["projected"]["sources"]
-
-
-def test_each_pod_is_its_own_user_of_redis(
-    everything: list[Object], secret: dict[str, str], guarded: RedisServer, tmp_path: Path
-):
-    """From the files that are mounted, each part reads a URL that opens the server, and none has a password in its environment."""
-    users: dict[str, str] = {}
-    for one in everything:
-        if one["kind"] == "Deployment":
-            pod = one["spec"]["template"]["spec"]
-            config, credentials = config_volume(pod)
-            folder = tmp_path / one["metadata"]["name"]
-            folder.mkdir()
-            for name, text in named(everything, "ConfigMap", config["configMap"]["name"])["data"].items():
-                (folder / name).write_text(text)
-            (item,) = credentials["secret"]["items"]
-            (folder / item["path"]).write_text(secret[item["key"]].replace(":6379/", f":{guarded.port}/"))
-            said = {one["name"]: one["value"] for one in pod["containers"][0]["env"] if "value" in one}
-            found = settings.load(said | {"LADING_CONFIG_DIR": str(folder)})
-            Broker.connect(found.broker_url).check()
-            assert (found.jobs, found.roots) == ("s3://example-lading/jobs", "s3://example-lading")
-            users[one["metadata"]["name"]] = item["key"]
-    assert users.pop("lading-scheduler") == "scheduler.yaml"
-    assert users.pop("lading-exporter") == "exporter.yaml"
-    assert set(users.values()) == {"worker.yaml"}
-    with pytest.raises(BrokerError):
-        Broker.connect(guarded.url).check()
-
-
-def test_keda_is_its_own_user_of_redis(everything: list[Object], secret: dict[str, str], guarded: RedisServer):
-    """With what its TriggerAuthentication names it may look at every list of every trigger, and no further."""
-    authentication = named(everything, "TriggerAuthentication", "lading-redis")["spec"]
-    (password,), (user,) = authentication["secretTargetRef"], authentication["configMapTargetRef"]
-    name = named(everything, "ConfigMap", user["name"])["data"][user["key"]]
-    lists = {key for one in everything if one["kind"].startswith("Scaled") for key in lengths(one["spec"])}
-    with redis.Redis(port=guarded.port, username=name, password=secret[password["key"]]) as client:
-        assert [client.hlen(one) if one.startswith("unacked:") else client.llen(one) for one in lists] == [0] * 16
-        with pytest.raises(redis.exceptions.NoPermissionError):
-            client.lrange("lading.cpu.shards", 0, -1)
-
-
-def test_a_ca_of_ones_own():
-    """KEDA is told of it in one place, as it wants, and pods have the file where the URL says it is."""
-    objects = render(preset("gcp", "l4"))
-    authentication = named(objects, "TriggerAuthentication", "lading-redis")["spec"]
-    assert [one["parameter"] for one in authentication["configMapTargetRef"]] == ["tls"]
-    assert [one["parameter"] for one in authentication["secretTargetRef"]] == ["password", "ca"]
-    assert named(objects, "ConfigMap", "lading-autoscaler")["data"]["tls"] == "enable"
-    for trigger in named(objects, "ScaledObject", "lading-worker-l4")["spec"]["triggers"]:
-        assert "enableTLS" not in trigger["metadata"]
-    for trigger in named(render(preset("aws", "l4")), "ScaledObject", "lading-worker-l4")["spec"]["triggers"]:
-        assert trigger["metadata"]["enableTLS"] == "true"
-    container = named(objects, "Deployment", "lading-scheduler")["spec"]["template"]["spec"]["containers"][0]
-    assert {"name": "redis-ca", "mountPath": "/etc/lading-redis", "readOnly": True} in container["volumeMounts"]
-
-
-def test_who_reaches_the_bundled_redis():
-    """Our pods and KEDA do, and nobody else until it is said."""
-    objects = render(preset("trial", "cpu"))
-    redis_pod = named(objects, "StatefulSet", "lading-redis")["spec"]["template"]["metadata"]["labels"]
-    policies = [one["spec"] for one in objects if one["kind"] == "NetworkPolicy"]
-    rules = [rule for one in policies if selects(one["podSelector"], redis_pod) for rule in one.get("ingress") or []]
-    assert [peer for rule in rules for peer in rule["from"]] == [
-        {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "lading", "app.kubernetes.io/instance": "lading"}}},
-        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "keda"}}},
-    ]
-
-
-def test_the_bundled_redis_forgets_nothing(guarded: RedisServer):
-    """It keeps a log, drops no queue when it is full, and after a restart knows what workers took and did."""
-    queue = Broker.connect(f"redis://worker:worker@127.0.0.1:{guarded.port}/0").queue("lading.cpu.shards")
-    queue.send([b"done", b"taken", b"waits"])
-    queue.ack(queue.pull(1, 1000))
-    queue.pull(1, 1000)
-    assert guarded.process is not None
-    guarded.process.terminate()
-    guarded.process.wait()
-    guarded.start()
-    with redis.Redis(port=guarded.port, username="admin", password="admin") as admin:
-        said = admin.config_get("*")
-    assert (said["maxmemory-policy"], said["appendonly"], int(said["maxmemory"])) == ("noeviction", "yes", 768 << 20)
-    counts = queue.counts()
-    assert (counts.waiting, counts.in_flight) == (1, 1)

@@ -129,15 +129,15 @@ spec:
 {{- $key := get (dict "eks" "eks.amazonaws.com/capacityType" "karpenter" "karpenter.sh/capacity-type" "gke" "cloud.google.com/gke-spot" "aks" "kubernetes.azure.com/scalesetpriority") $cloud -}}
 {{- $value := get (dict "eks" "SPOT" "karpenter" "spot" "gke" "true" "aks" "spot") $cloud -}}
 {{- $selector := deepCopy $pool.nodeSelector -}}
-{{- if $pool.gpu.count -}}
-{{- if and (eq $cloud "gke") $pool.gpu.type -}}
+{{- if has $cloud (list "eks" "aks") -}}
+{{- /* Nodes of managed groups say nothing of what is in them: ours carry the pool's name. */ -}}
+{{- $_ := set $selector "lading.dev/pool" .name -}}
+{{- else if and $pool.gpu.count $pool.gpu.type -}}
+{{- if eq $cloud "gke" -}}
 {{- $names := dict "t4" "nvidia-tesla-t4" "l4" "nvidia-l4" "a100-40gb" "nvidia-tesla-a100" "a100-80gb" "nvidia-a100-80gb" "h100-80gb" "nvidia-h100-80gb" -}}
 {{- $_ := set $selector "cloud.google.com/gke-accelerator" (required (printf "pools.%s.gpu.type: GKE has no %s" .name $pool.gpu.type) (get $names $pool.gpu.type)) -}}
-{{- else if and (eq $cloud "karpenter") $pool.gpu.type -}}
+{{- else if eq $cloud "karpenter" -}}
 {{- $_ := set $selector "karpenter.k8s.aws/instance-gpu-name" (first (splitList "-" $pool.gpu.type)) -}}
-{{- else if or (eq $cloud "eks") (eq $cloud "aks") -}}
-{{- /* Nodes of managed groups say nothing of their GPU: ours carry the pool's name. */ -}}
-{{- $_ := set $selector "lading.dev/pool" .name -}}
 {{- end -}}
 {{- end -}}
 {{- with $selector }}

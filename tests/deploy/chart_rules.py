@@ -129,14 +129,14 @@ def _closed(schema: Any) -> Any:
 
 
 def policy_problems(objects: Sequence[Object]) -> list[str]:
-    pods = list(_pods(objects))
+    pods = list(pods_of(objects))
     found = [f"{title}: {problem}" for title, kind, pod in pods for problem in _pod_problems(kind, pod, objects)]
     for rule in (_names, _scaling, _networks, _budgets, _selectors, _accounts, _monitors):
         found += rule(objects)
     return found
 
 
-def _pods(objects: Sequence[Object]) -> Iterator[tuple[str, str, Object]]:
+def pods_of(objects: Sequence[Object]) -> Iterator[tuple[str, str, Object]]:
     """(title, kind, template) of everything that makes pods."""
     for one in objects:
         match one["kind"]:
@@ -273,7 +273,7 @@ def _scaling(objects: Sequence[Object]) -> Iterator[str]:
 def _networks(objects: Sequence[Object]) -> Iterator[str]:
     """Every pod is closed in both directions but for what is said, and nothing is open to all."""
     policies = [one["spec"] for one in objects if one["kind"] == "NetworkPolicy"]
-    for title, _, template in _pods(objects):
+    for title, _, template in pods_of(objects):
         labels = template["metadata"]["labels"]
         for direction in ("Ingress", "Egress"):
             if not any(direction in one["policyTypes"] and selects(one["podSelector"], labels) for one in policies):
@@ -307,7 +307,7 @@ def _selectors(objects: Sequence[Object]) -> Iterator[str]:
     """A selector that misses its own pods is refused by the server; one that meets those of another takes them over."""
     workloads = [one for one in objects if one["kind"] in ("Deployment", "StatefulSet")]
     for one in workloads:
-        for title, _, template in _pods(objects):
+        for title, _, template in pods_of(objects):
             if selects(one["spec"]["selector"], template["metadata"]["labels"]) != (title == _title(one)):
                 yield f"{_title(one)}: its selector and the pods of {title} do not go together"
 
@@ -324,7 +324,9 @@ def _monitors(objects: Sequence[Object]) -> Iterator[str]:
     """A monitor without pods, or of a port that they do not have, is silence."""
     for one in objects:
         if one["kind"] == "PodMonitor":
-            pods = [pod for _, _, pod in _pods(objects) if selects(one["spec"]["selector"], pod["metadata"]["labels"])]
+            pods = [
+                pod for _, _, pod in pods_of(objects) if selects(one["spec"]["selector"], pod["metadata"]["labels"])
+            ]
             ports = {port["name"] for pod in pods for port in pod["spec"]["containers"][0].get("ports") or []}
             for endpoint in one["spec"]["podMetricsEndpoints"]:
                 if endpoint["port"] not in ports:

@@ -27,6 +27,7 @@ from tests.deploy.chart_rules import (
     lint,
     merged,
     named,
+    pods_of,
     policy_problems,
     preset,
     render,
@@ -348,12 +349,11 @@ def test_every_default_may_be_said():
     compare(whole, yaml.safe_load((CHART / "values.yaml").read_text()), "values")
 
 
-def test_commands_are_those_of_the_program(everything: list[Object]):
-    """Each verb that a pod is started with is one of the program's."""
-    verbs = {
-        one["spec"]["template"]["spec"]["containers"][0]["command"][1]
-        for one in everything
-        if one["kind"] == "Deployment"
-    }
-    assert verbs == {"worker", "scheduler", "exporter"}
-    assert {"worker", "scheduler", "submit"} <= cli.commands.keys()
+def test_commands_are_those_of_the_program():
+    """What a pod is started with is a verb of the program, with options that it has."""
+    objects = render(merged(preset("aws", "l4", "cpu"), {"exporter": {"enabled": False}}))
+    commands = [pod["spec"]["containers"][0]["command"] for _, _, pod in pods_of(objects)]
+    assert {command[1] for command in commands} == {"worker", "scheduler", "submit"}
+    for program, verb, *arguments in commands:
+        assert program == "lading"
+        assert cli.commands[verb].make_context(verb, arguments).args == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import redis
 from lading.config import settings
 from lading.config.errors import BrokerError
 from lading.schedulers.connection import Broker
-from tests.deploy.chart_rules import CHART, Object, lengths, named, preset, render, selects
+from tests.deploy.chart_rules import CHART, Object, lengths, named, pods_of, preset, render, selects
 from tests.redis_server import RedisServer, executable
 
 pytestmark = pytest.mark.deploy
@@ -93,6 +94,23 @@ def test_keda_is_its_own_user_of_redis(everything: list[Object], secret: dict[st
         assert [client.hlen(one) if one.startswith("unacked:") else client.llen(one) for one in lists] == [0] * 16
         with pytest.raises(redis.exceptions.NoPermissionError):
             client.lrange("lading.cpu.shards", 0, -1)
+
+
+def test_the_readme_makes_the_secret_that_is_asked_for():
+    """The commands of the chart's README put into the secret what pods and KEDA read from it, and nothing more."""
+    made = re.findall(
+        r"create secret generic lading-redis --from-file=secrets/\{(.*)\}", (CHART / "README.md").read_text()
+    )
+    for names, values in zip(made, (preset("aws", "cpu", "a100"), preset("trial", "cpu")), strict=True):
+        objects = render(values)
+        asked = {
+            one["key"] for one in named(objects, "TriggerAuthentication", "lading-redis")["spec"]["secretTargetRef"]
+        }
+        for _, _, pod in pods_of(objects):
+            for volume in pod["spec"]["volumes"]:
+                for source in (volume.get("projected") or {}).get("sources") or [volume]:
+                    asked |= {item["key"] for item in (source.get("secret") or {}).get("items") or []}
+        assert set(names.split(",")) == asked
 
 
 def test_a_ca_of_ones_own():

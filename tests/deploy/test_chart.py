@@ -48,7 +48,7 @@ INSTALLATIONS = {
 }
 # What the chart says itself, to each pod or in all.
 OWNED = {"broker_url", "jobs", "cache_dir", "grace_s", "metrics_port", "metrics_bind", "log_format"}
-OWNED |= {"price_per_hour", "capacity"}
+OWNED |= {"price_per_hour", "capacity", "exit_when_idle_s"}
 
 
 @pytest.fixture(scope="module", params=INSTALLATIONS.values(), ids=INSTALLATIONS.keys())

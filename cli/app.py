@@ -15,7 +15,7 @@ import click
 
 from ..config import logs
 from ..config.errors import LadingError, UsageError
-from . import jobs, models, outputs, queued, queues, worker
+from . import jobs, models, outputs, queued, queues, render, worker
 from .streams import READER_LEFT, ReaderLeft, noticing_readers, print_any_letter
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -54,7 +54,7 @@ def cli(verbose: int) -> None:
     logs.setup((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
 
 
-for _verb in (*jobs.VERBS, *queued.VERBS, *worker.VERBS, *queues.VERBS, *outputs.VERBS, *models.VERBS):
+for _verb in (*jobs.VERBS, *queued.VERBS, *worker.VERBS, *queues.VERBS, *outputs.VERBS, *models.VERBS, *render.VERBS):
     cli.add_command(_verb)
 
 

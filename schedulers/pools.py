@@ -69,6 +69,11 @@ def load(environ: Mapping[str, str] = os.environ) -> Pools:
         raise UsageError(
             f"{where}: names no pool: at least one is needed, like `cpu: {{device: cpu, memory_bytes: 4_000_000_000}}`"
         )
+    return parse(given, where)
+
+
+def parse(given: Mapping[Any, Any], where: str) -> Pools:
+    """The pools that the content of such a file describes. Raises UsageError as `load`; `where` names the file."""
     return {name: _pool(name, keys, where) for name, keys in given.items()}
 
 

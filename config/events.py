@@ -100,6 +100,8 @@ EVENTS = {
     "table raised": Event(ERROR, "table", "a commit failed unforeseen; with the traceback"),
     # of the supervisor
     "metrics served": Event(INFO, "bind port", "/metrics, /healthz and /readyz"),
+    "scrape ended early": Event(DEBUG, "why", "who asked the metrics port left, or did not take its answer in time"),
+    "scrape raised": Event(ERROR, "", "the metrics port could not answer; with the traceback"),
     "process started": Event(INFO, "program pid", "a worker or the scheduler"),
     "process restarts": Event(WARNING, "program how seconds", "it died, and is started again after a pause"),
     "process killed": Event(ERROR, "program seconds", "it did not end when it was told to"),

@@ -98,9 +98,9 @@ class _Server(socketserver.ThreadingTCPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         if isinstance(sys.exception(), OSError):  # it left, or did not take its answer in time
-            log.debug("the metrics port: a connection ended early", exc_info=True)
+            tell(log, "scrape ended early", why=sys.exception())
         else:
-            log.exception("the metrics port: a question could not be answered")
+            tell(log, "scrape raised", sys.exception())
 
 
 class _Handler(socketserver.BaseRequestHandler):

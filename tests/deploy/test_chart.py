@@ -19,6 +19,7 @@ from lading.config.strict_yaml import load_mapping
 from lading.pipelines import spec as job_spec
 from lading.schedulers import pools, rendering
 from lading.schedulers.admission import window
+from lading.schedulers.autoscale import triggers
 from tests.deploy.chart_rules import (
     CHART,
     Object,
@@ -296,7 +297,7 @@ def test_a_full_backlog_asks_for_all_workers(everything: list[Object]):
         for waiting in range(full + 1):
             parts = (waiting / of[pool.shards], (full - waiting) / of[f"unacked:{pool.shards}"])
             assert max(parts) >= pool.max_workers
-        assert of[pool.shards] == of[f"unacked:{pool.shards}"] == pool.pull_shards
+        assert of == {one.key: one.per_worker for one in triggers(pool)}
         # More requests than that make their clients wait.
         assert settings.load({}).max_waiting_requests / of[pool.requests] >= pool.max_workers
 
@@ -351,9 +352,9 @@ def test_every_default_may_be_said():
 
 def test_commands_are_those_of_the_program():
     """What a pod is started with is a verb of the program, with options that it has."""
-    objects = render(merged(preset("aws", "l4", "cpu"), {"exporter": {"enabled": False}}))
+    objects = render(preset("aws", "l4", "cpu", "a100"))
     commands = [pod["spec"]["containers"][0]["command"] for _, _, pod in pods_of(objects)]
-    assert {command[1] for command in commands} == {"worker", "scheduler", "submit"}
+    assert {command[1] for command in commands} == {"worker", "scheduler", "exporter", "submit"}
     for program, verb, *arguments in commands:
         assert program == "lading"
         assert cli.commands[verb].make_context(verb, arguments).args == []

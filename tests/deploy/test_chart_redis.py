@@ -29,7 +29,6 @@ def everything() -> list[Object]:
 def secret() -> dict[str, str]:
     """The contents of the secret that the chart asks for, made of the users of deploy/redis; each one's password is its name."""
     users = {file.stem: file.read_text().strip() for file in (DEPLOY / "redis").glob("*.acl")}
-    users.setdefault("exporter", users["scheduler"].replace("user scheduler ", "user exporter "))
     found = {f"{user}.yaml": f"broker_url: redis://{user}:{user}@127.0.0.1:6379/0\n" for user in users}
     found |= {f"{user}.password": user for user in users}
     default, admin = "user default off resetpass ~* &* +@all", "user admin on ~* &* +@all >admin"

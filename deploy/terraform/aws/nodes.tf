@@ -53,8 +53,9 @@ locals {
         disk_gb                    = pool.disk_gb
         labels = merge(
           { "lading.dev/pool" = name, "lading.dev/capacity" = capacity },
-          # Says to Cluster Autoscaler that GPUs are still to appear on a fresh node, so that it does not start a second.
-          pool.gpus > 0 ? { "k8s.amazonaws.com/accelerator" = name } : {},
+          # The first says to Cluster Autoscaler that GPUs are still to appear on a fresh node, so that it does not start a second; the other
+          # brings NVIDIA's device plugin there.
+          pool.gpus > 0 ? { "k8s.amazonaws.com/accelerator" = name, "nvidia.com/gpu.present" = "true" } : {},
         )
       } if most > 0
     }

@@ -33,6 +33,10 @@ output "redis_host" {
   value       = one([for group in aws_elasticache_replication_group.redis : group.primary_endpoint_address])
 }
 
+locals {
+  system = { "lading.dev/pool" = "system" }
+}
+
 output "helm_values" {
   description = "For Lading's chart: terraform output -raw helm_values > values-cloud.yaml. Pools come from the chart's presets."
   value = yamlencode(merge(
@@ -46,17 +50,18 @@ output "helm_values" {
         workerCpu  = { repository = aws_ecr_repository.image["lading-worker-cpu"].repository_url }
         workerCuda = { repository = aws_ecr_repository.image["lading-worker-cuda"].repository_url }
       }
+      scheduler   = { nodeSelector = local.system }
+      exporter    = { nodeSelector = local.system }
+      submissions = { nodeSelector = local.system }
       serviceAccounts = {
         for role, name in var.service_accounts : role => { name = name, annotations = { "eks.amazonaws.com/role-arn" = aws_iam_role.pod[role].arn } }
       }
-      scheduler = { nodeSelector = { "lading.dev/pool" = "system" } }
-      exporter  = { nodeSelector = { "lading.dev/pool" = "system" } }
     },
-    { # absent without ElastiCache
-      for key, value in {
-        redis         = { host = one([for group in aws_elasticache_replication_group.redis : group.primary_endpoint_address]) }
-        networkPolicy = { redis = { cidrs = [for subnet in aws_subnet.private : subnet.cidr_block] } }
-      } : key => value if var.redis != null
+    { # without ElastiCache: on which nodes the chart's own may run
+      redis = merge({ nodeSelector = local.system }, {
+        for group in aws_elasticache_replication_group.redis : "host" => group.primary_endpoint_address
+      })
+      networkPolicy = { redis = { cidrs = var.redis == null ? [] : [for subnet in aws_subnet.private : subnet.cidr_block] } }
     },
   ))
 }
@@ -80,7 +85,7 @@ output "cluster_autoscaler_values" {
       scale-down-unneeded-time      = "5m"
       skip-nodes-with-local-storage = false # workers' caches are emptyDirs, and may go
     }
-    nodeSelector = { "lading.dev/pool" = "system" }
+    nodeSelector = local.system
   })
 }
 
@@ -95,7 +100,7 @@ output "termination_handler_values" {
         name        = "aws-node-termination-handler"
         annotations = { "eks.amazonaws.com/role-arn" = aws_iam_role.termination_handler[0].arn }
       }
-      nodeSelector = { "lading.dev/pool" = "system" }
+      nodeSelector = local.system
     })
   ])
 }

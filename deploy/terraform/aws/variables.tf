@@ -147,9 +147,9 @@ variable "pools" {
     disk_gb             = optional(number, 100)
   }))
   default = {
-    cpu  = { instance_types = ["m7i.2xlarge", "m7a.2xlarge", "m6i.2xlarge"] }
-    l4   = { instance_types = ["g6.2xlarge", "g6.4xlarge", "g6.8xlarge"], gpus = 1 }
-    a10g = { instance_types = ["g5.2xlarge", "g5.4xlarge", "g5.8xlarge"], gpus = 1 }
+    cpu  = { instance_types = ["c7i.4xlarge", "c7a.4xlarge", "c6i.4xlarge"], spot_max_nodes = 6 }
+    l4   = { instance_types = ["g6.xlarge", "g6.2xlarge", "g6.4xlarge"], gpus = 1, spot_max_nodes = 16, on_demand_max_nodes = 4 }
+    a10g = { instance_types = ["g5.xlarge", "g5.2xlarge", "g5.4xlarge"], gpus = 1, spot_max_nodes = 16, on_demand_max_nodes = 4 }
     a100 = { instance_types = ["p4d.24xlarge", "p4de.24xlarge"], gpus = 8, spot_max_nodes = 1, on_demand_max_nodes = 1 }
     h100 = { instance_types = ["p5.48xlarge", "p5e.48xlarge", "p5en.48xlarge"], gpus = 8, spot_max_nodes = 1, on_demand_max_nodes = 1 }
   }

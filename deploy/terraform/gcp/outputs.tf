@@ -33,6 +33,10 @@ locals {
   images   = { for image in ["lading-producer", "lading-worker-cpu", "lading-worker-cuda"] : image => "${local.registry}/${image}" }
 }
 
+locals {
+  system = { "lading.dev/pool" = "system" }
+}
+
 output "helm_values" {
   description = "For Lading's chart: terraform output -raw helm_values > values-cloud.yaml. Pools come from the chart's presets."
   value = yamlencode(merge(
@@ -45,20 +49,21 @@ output "helm_values" {
         workerCpu  = { repository = local.images["lading-worker-cpu"] }
         workerCuda = { repository = local.images["lading-worker-cuda"] }
       }
+      scheduler       = { nodeSelector = local.system }
+      exporter        = { nodeSelector = local.system }
+      submissions     = { nodeSelector = local.system }
       serviceAccounts = { for role, name in var.service_accounts : role => { name = name } }
-      scheduler       = { nodeSelector = { "lading.dev/pool" = "system" } }
-      exporter        = { nodeSelector = { "lading.dev/pool" = "system" } }
     },
-    { # absent without Memorystore
-      for key, value in {
-        redis = {
-          host           = one([for instance in google_redis_instance.this : instance.host])
-          port           = one([for instance in google_redis_instance.this : instance.port])
+    { # without Memorystore: on which nodes the chart's own may run
+      redis = merge({ nodeSelector = local.system }, merge([
+        for instance in google_redis_instance.this : {
+          host           = instance.host
+          port           = instance.port
           tls            = { caSecret = "lading-redis-ca" }
-          autoscalerUser = "default" # the one password belongs to the one user that there is
+          autoscalerUser = "" # one password, no users
         }
-        networkPolicy = { redis = { cidrs = [for instance in google_redis_instance.this : "${instance.host}/32"] } }
-      } : key => value if var.redis != null
+      ]...))
+      networkPolicy = { redis = { cidrs = [for instance in google_redis_instance.this : "${instance.host}/32"] } }
     },
   ))
 }

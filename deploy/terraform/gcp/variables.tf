@@ -145,24 +145,29 @@ variable "pools" {
     disk_gb             = optional(number, 100)
   }))
   default = {
-    cpu = { machine_types = ["n2-standard-8", "c3-standard-8"] }
+    cpu = { machine_types = ["n2-standard-16", "c3-standard-22"], spot_max_nodes = 6 }
     l4 = {
-      machine_types = ["g2-standard-8", "g2-standard-12", "g2-standard-16"]
-      accelerator   = "nvidia-l4"
-      gpus          = 1
-      local_ssds    = { g2-standard-8 = 1, g2-standard-12 = 1, g2-standard-16 = 1 }
+      machine_types       = ["g2-standard-4", "g2-standard-8", "g2-standard-12"]
+      accelerator         = "nvidia-l4"
+      gpus                = 1
+      local_ssds          = { g2-standard-4 = 1, g2-standard-8 = 1, g2-standard-12 = 1 }
+      spot_max_nodes      = 16
+      on_demand_max_nodes = 4
     }
     a100 = {
-      machine_types = ["a2-highgpu-1g"]
-      accelerator   = "nvidia-tesla-a100"
-      gpus          = 1
-      local_ssds    = { a2-highgpu-1g = 1 }
+      machine_types  = ["a2-highgpu-1g"]
+      accelerator    = "nvidia-tesla-a100"
+      gpus           = 1
+      local_ssds     = { a2-highgpu-1g = 1 }
+      spot_max_nodes = 8
     }
     h100 = {
       machine_types       = ["a3-highgpu-1g"]
       accelerator         = "nvidia-h100-80gb"
       gpus                = 1
-      on_demand_max_nodes = 0 # Google sells this one as spot or by the queue alone
+      local_ssds          = { a3-highgpu-1g = 2 }
+      spot_max_nodes      = 8
+      on_demand_max_nodes = 0 # this machine is sold as spot, or by the queue, alone
     }
   }
   validation {

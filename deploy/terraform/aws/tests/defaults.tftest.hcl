@@ -172,31 +172,3 @@ run "images_stay_what_they_are" {
     error_message = "a tag can be moved, or an image is not scanned"
   }
 }
-
-run "groups_are_known_while_they_are_empty" {
-  command = apply # the names of the auto scaling groups are known then
-
-  assert {
-    condition = {
-      for key, tag in aws_autoscaling_group_tag.template :
-      trimprefix(one(tag.tag).key, "k8s.io/cluster-autoscaler/node-template/") => one(tag.tag).value if startswith(key, "a100-spot/")
-      } == {
-      "label/lading.dev/pool"                = "a100"
-      "label/lading.dev/capacity"            = "spot"
-      "label/k8s.amazonaws.com/accelerator"  = "a100"
-      "label/eks.amazonaws.com/capacityType" = "SPOT"
-      "taint/nvidia.com/gpu"                 = "present:NoSchedule"
-      "resources/nvidia.com/gpu"             = "8"
-      "resources/ephemeral-storage"          = "100Gi"
-    }
-    error_message = "Cluster Autoscaler cannot tell that a pod of a100 would fit on a node that is not there yet"
-  }
-  assert {
-    condition     = alltrue([for tag in aws_autoscaling_group_tag.template : tag.autoscaling_group_name == "eks-group"])
-    error_message = "tags go to something else than the node groups' auto scaling groups"
-  }
-  assert {
-    condition     = alltrue([for group in aws_eks_node_group.pool : group.subnet_ids == toset([aws_subnet.private["eu-central-1a"].id, aws_subnet.private["eu-central-1c"].id])])
-    error_message = "a group asks for nodes in a zone that does not have them"
-  }
-}

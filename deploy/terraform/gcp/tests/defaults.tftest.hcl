@@ -34,7 +34,7 @@ run "spot_finds_capacity" {
 
   assert {
     condition = toset([for name, group in google_container_node_pool.pool : name if group.node_config[0].spot == true]) == toset([
-      "cpu-n2-standard-8-spot", "cpu-c3-standard-8-spot", "l4-g2-standard-8-spot", "l4-g2-standard-12-spot", "l4-g2-standard-16-spot",
+      "cpu-n2-standard-16-spot", "cpu-c3-standard-22-spot", "l4-g2-standard-4-spot", "l4-g2-standard-8-spot", "l4-g2-standard-12-spot",
       "a100-a2-highgpu-1g-spot", "h100-a3-highgpu-1g-spot",
     ])
     error_message = "each type of machine of a pool has a spot group, and only those are spot"

@@ -21,7 +21,7 @@ mock_data "aws_ec2_instance_type_offerings" {
   defaults = {
     locations = ["eu-central-1a", "eu-central-1c"]
     instance_types = [
-      "m7i.2xlarge", "m7a.2xlarge", "m6i.2xlarge", "g6.2xlarge", "g6.4xlarge", "g6.8xlarge", "g5.2xlarge", "g5.4xlarge", "g5.8xlarge",
+      "c7i.4xlarge", "c7a.4xlarge", "c6i.4xlarge", "g6.xlarge", "g6.2xlarge", "g6.4xlarge", "g5.xlarge", "g5.2xlarge", "g5.4xlarge",
       "p4d.24xlarge", "p4de.24xlarge", "p5.48xlarge", "p5e.48xlarge", "p5en.48xlarge",
     ]
   }

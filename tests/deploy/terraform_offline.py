@@ -75,7 +75,7 @@ def environment(scratch: Path) -> Generator[Mapping[str, str]]:
     if REAL:
         yield own
         return
-    with serve({f"hashicorp/{package.provider}": _schema(package) for package in PACKAGES}, scratch) as reattach:
+    with serve({f"hashicorp/{package.provider}": schema_of(package) for package in PACKAGES}, scratch) as reattach:
         yield own | {"TF_REATTACH_PROVIDERS": reattach}
 
 
@@ -125,7 +125,7 @@ class Terraform:
         path.write_text(text.replace(old, new))
 
 
-def _schema(package: Package) -> pb.GetProviderSchema.Response:
+def schema_of(package: Package) -> pb.GetProviderSchema.Response:
     """Of all that is named in deploy/terraform. Read anew when that, the package or the reader changes."""
     provider = package.provider
     named = {address for path in ROOT.rglob("*.tf") for address in _addresses(path.read_text())}

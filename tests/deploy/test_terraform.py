@@ -370,5 +370,5 @@ def test_a_package_that_is_not_the_pinned_one_is_refused(tmp_path: Path, monkeyp
     other.parent.mkdir()
     other.write_bytes(b"something else")
     with pytest.raises(ValueError, match="is not what is pinned"):
-        terraform_offline._schema(PACKAGES[0])
+        terraform_offline.schema_of(PACKAGES[0])
     assert not other.exists()

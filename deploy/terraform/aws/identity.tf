@@ -1,9 +1,9 @@
 # What pods may do in buckets, by role and by prefix. Of all else in the account: nothing.
 #
-#             sources, models   outputs, jobs
-#   worker    read              read, write, delete
-#   producer  read              read, write, delete    it plans: reads what it submits, writes the plan
-#   scheduler                   read, write, delete    it brings rows into view and ends jobs
+#             sources   outputs, jobs
+#   worker    read      read, write, delete
+#   producer  read      read, write, delete    it plans: reads what it submits, writes the plan
+#   scheduler           read, write, delete    it brings rows into view and ends jobs
 
 locals {
   written = concat(
@@ -11,7 +11,7 @@ locals {
     var.read_write,
   )
   read = concat(
-    [for prefix in ["models/", "sources/"] : { bucket = local.bucket_name, prefix = prefix }],
+    [{ bucket = local.bucket_name, prefix = "sources/" }],
     var.read_only,
   )
 

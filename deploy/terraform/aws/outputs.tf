@@ -9,7 +9,7 @@ output "region" {
 }
 
 output "bucket" {
-  description = "The bucket of jobs/, outputs/, models/ and sources/."
+  description = "The bucket of jobs/, outputs/ and sources/."
   value       = aws_s3_bucket.data.bucket
 }
 
@@ -43,7 +43,7 @@ output "helm_values" {
     {
       cloud    = "eks"
       jobs     = "s3://${local.bucket_name}/jobs"
-      settings = { roots = join(",", [for prefix in ["models", "outputs"] : "s3://${local.bucket_name}/${prefix}"]) }
+      settings = { roots = join(",", [for prefix in ["outputs", "sources"] : "s3://${local.bucket_name}/${prefix}"]) }
       env      = { AWS_REGION = local.region, AWS_DEFAULT_REGION = local.region } # s3fs reads the second alone
       images = {
         producer   = { repository = aws_ecr_repository.image["lading-producer"].repository_url }

@@ -180,7 +180,7 @@ variable "interruption_queue" {
 # -- Data
 
 variable "bucket_name" {
-  description = "Of the bucket for jobs/, outputs/, models/ and sources/. Left out: NAME-ACCOUNT-REGION."
+  description = "Of the bucket for jobs/, outputs/ and sources/. Left out: NAME-ACCOUNT-REGION."
   type        = string
   default     = null
   validation {

@@ -1,10 +1,10 @@
 # What pods may do in buckets, by role and by prefix. Kubernetes' service accounts are named themselves (Workload Identity Federation):
 # there is no account of Google's between, and no annotation. Of all else in the project: nothing.
 #
-#             sources, models   outputs, jobs
-#   worker    read              read, write, delete
-#   producer  read              read, write, delete    it plans: reads what it submits, writes the plan
-#   scheduler                   read, write, delete    it brings rows into view and ends jobs
+#             sources   outputs, jobs
+#   worker    read      read, write, delete
+#   producer  read      read, write, delete    it plans: reads what it submits, writes the plan
+#   scheduler           read, write, delete    it brings rows into view and ends jobs
 
 locals {
   written = concat(
@@ -12,7 +12,7 @@ locals {
     var.read_write,
   )
   read = concat(
-    [for prefix in ["models/", "sources/"] : { bucket = local.bucket_name, prefix = prefix }],
+    [{ bucket = local.bucket_name, prefix = "sources/" }],
     var.read_only,
   )
 

@@ -9,7 +9,7 @@ output "region" {
 }
 
 output "bucket" {
-  description = "The bucket of jobs/, outputs/, models/ and sources/."
+  description = "The bucket of jobs/, outputs/ and sources/."
   value       = google_storage_bucket.data.name
 }
 
@@ -43,7 +43,7 @@ output "helm_values" {
     {
       cloud    = "gke"
       jobs     = "gs://${local.bucket_name}/jobs"
-      settings = { roots = join(",", [for prefix in ["models", "outputs"] : "gs://${local.bucket_name}/${prefix}"]) }
+      settings = { roots = join(",", [for prefix in ["outputs", "sources"] : "gs://${local.bucket_name}/${prefix}"]) }
       images = {
         producer   = { repository = local.images["lading-producer"] }
         workerCpu  = { repository = local.images["lading-worker-cpu"] }

@@ -1,4 +1,4 @@
-# One bucket for what jobs read and write: jobs/ (LADING_JOBS), outputs/, models/ and sources/. Of jobs/: whoever may write there, runs jobs.
+# One bucket for what jobs read and write: jobs/ (LADING_JOBS), outputs/ and sources/. Of jobs/: whoever may write there, runs jobs.
 
 locals {
   bucket_name = coalesce(var.bucket_name, "${var.name}-${var.project}-${var.region}")

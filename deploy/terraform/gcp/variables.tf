@@ -199,7 +199,7 @@ variable "pools" {
 # -- Data
 
 variable "bucket_name" {
-  description = "Of the bucket for jobs/, outputs/, models/ and sources/. Left out: NAME-PROJECT-REGION."
+  description = "Of the bucket for jobs/, outputs/ and sources/. Left out: NAME-PROJECT-REGION."
   type        = string
   default     = null
   validation {

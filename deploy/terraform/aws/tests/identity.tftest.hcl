@@ -29,9 +29,9 @@ run "each_role_has_its_prefixes" {
     condition = alltrue([
       for role in ["worker", "producer"] : toset(flatten([
         for statement in jsondecode(aws_iam_role_policy.pod[role].policy).Statement : statement.Resource if statement.Action == ["s3:GetObject"]
-      ])) == toset(["arn:aws:s3:::lading-123456789012-eu-central-1/models/*", "arn:aws:s3:::lading-123456789012-eu-central-1/sources/*", "arn:aws:s3:::corpora/wiki/*"])
+      ])) == toset(["arn:aws:s3:::lading-123456789012-eu-central-1/sources/*", "arn:aws:s3:::corpora/wiki/*"])
     ])
-    error_message = "workers and producers read sources and models, and nothing else"
+    error_message = "workers and producers read sources, and nothing else"
   }
   assert {
     condition     = !strcontains(aws_iam_role_policy.pod["scheduler"].policy, "sources") && !strcontains(aws_iam_role_policy.pod["scheduler"].policy, "corpora")

@@ -35,6 +35,12 @@ variable "redis_user_group" {
   default     = ""
 }
 
+variable "force_destroy" {
+  description = "Set before tearing down: the bucket and the images go with all that is in them."
+  type        = bool
+  default     = false
+}
+
 provider "aws" {
   region = var.region
   default_tags {
@@ -48,6 +54,7 @@ module "lading" {
   admin_principal_arns = var.admin_principal_arns
   api_public_cidrs     = var.my_cidrs
   deletion_protection  = false # a trial is to be torn down
+  bucket_force_destroy = var.force_destroy
 
   pools = {
     cpu = { instance_types = ["c7i.4xlarge", "c7a.4xlarge", "c6i.4xlarge"] }

@@ -31,6 +31,12 @@ variable "memorystore" {
   default     = false
 }
 
+variable "force_destroy" {
+  description = "Set before tearing down: the bucket goes with all that is in it."
+  type        = bool
+  default     = false
+}
+
 provider "google" {
   project = var.project
 }
@@ -38,10 +44,11 @@ provider "google" {
 module "lading" {
   source = "../../gcp"
 
-  project             = var.project
-  api_public_cidrs    = var.my_cidrs
-  deletion_protection = false # a trial is to be torn down
-  labels              = { project = "lading" }
+  project              = var.project
+  api_public_cidrs     = var.my_cidrs
+  deletion_protection  = false # a trial is to be torn down
+  bucket_force_destroy = var.force_destroy
+  labels               = { project = "lading" }
 
   pools = {
     cpu = { machine_types = ["n2-standard-16", "c3-standard-22"] }

@@ -17,7 +17,7 @@ locals {
   account   = data.aws_caller_identity.current.account_id
   partition = data.aws_partition.current.partition
 
-  zones     = slice(data.aws_availability_zones.available.names, 0, var.zones)
+  zones     = length(var.zones) > 0 ? var.zones : slice(data.aws_availability_zones.available.names, 0, 3)
   nat_zones = { none = [], single = slice(local.zones, 0, 1), per-zone = local.zones }[var.nat]
 }
 

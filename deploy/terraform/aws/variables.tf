@@ -27,12 +27,12 @@ variable "vpc_cidr" {
 }
 
 variable "zones" {
-  description = "How many availability zones. More zones find more spot capacity."
-  type        = number
-  default     = 3
+  description = "Availability zones; more of them find more spot capacity. None: the first three. Name them for what is to last: of zones that are out of order, or new, the first three may be others, and subnets would be made anew."
+  type        = list(string)
+  default     = []
   validation {
-    condition     = contains([2, 3, 4], var.zones)
-    error_message = "zones: 2, 3 or 4; the control plane needs two."
+    condition     = length(var.zones) == 0 || length(distinct(var.zones)) == length(var.zones) && length(var.zones) >= 2 && length(var.zones) <= 4 && alltrue([for zone in var.zones : can(regex("^[a-z]+(-[a-z]+)+-[0-9][a-z]$", zone))])
+    error_message = "zones: two to four zones, each once, like [\"eu-central-1a\", \"eu-central-1b\"]; the control plane needs two."
   }
 }
 

@@ -35,8 +35,12 @@ resource "google_container_cluster" "this" {
 
   node_config { # of the default pool, which goes at once
     service_account = google_service_account.node.email
+    workload_metadata_config {
+      mode = "GKE_METADATA"
+    }
     shielded_instance_config {
-      enable_secure_boot = true
+      enable_secure_boot          = true
+      enable_integrity_monitoring = true
     }
   }
 

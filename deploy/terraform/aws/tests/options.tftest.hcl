@@ -86,7 +86,7 @@ run "nat_in_each_zone" {
 
   variables {
     nat   = "per-zone"
-    zones = 4
+    zones = ["eu-central-1a", "eu-central-1b", "eu-central-1c", "eu-central-1d"]
   }
 
   assert {

@@ -76,7 +76,7 @@ run "a_vpc_too_small" {
 run "one_zone" {
   command = plan
   variables {
-    zones = 1
+    zones = ["eu-central-1a"]
   }
   expect_failures = [var.zones]
 }
@@ -263,4 +263,12 @@ run "redis_on_an_ec2_type" {
     redis = { user_group_id = "lading", node_type = "m7g.large" }
   }
   expect_failures = [var.redis]
+}
+
+run "a_zone_twice" {
+  command = plan
+  variables {
+    zones = ["eu-central-1a", "eu-central-1a"]
+  }
+  expect_failures = [var.zones]
 }

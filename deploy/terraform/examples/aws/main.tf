@@ -1,7 +1,7 @@
 # A first installation on AWS: processors and L4s on spot, the API server reached from your own address. Step by step: deploy/README.md.
 #
 # Terraform's state lies in this folder unless you name a backend. For more than one person use a bucket:
-#   terraform { backend "s3" { bucket = "...", key = "lading", region = "...", encrypt = true, use_lockfile = true } }
+#   terraform { backend "s3" { bucket = "...", key = "lading", region = "...", encrypt = true } }
 
 terraform {
   required_version = ">= 1.9"

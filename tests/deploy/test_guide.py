@@ -54,6 +54,13 @@ def test_its_variables_are_there():
         assert f"{extra} = " in GUIDE
 
 
+def test_its_autoscaler_is_of_the_clusters_version():
+    """Cluster Autoscaler follows Kubernetes' minor versions; the guide's is the one of the module's default."""
+    variables = (ROOT / "deploy/terraform/aws/variables.tf").read_text()
+    (version,) = re.findall(r'variable "kubernetes_version" \{.*?default += "(.*?)"', variables, re.DOTALL)
+    assert f"image.tag=v{version}." in GUIDE
+
+
 def test_its_files_are_there():
     """Every file of this repository that a command names."""
     for block in BASH:

@@ -93,7 +93,7 @@ MISTAKES = {
         new="    http_put_response_hop_limits = 1",
         said='An argument named "http_put_response_hop_limits" is not expected here',
     ),
-    "a typo in a nested block": Mistake(
+    "a typo in a name of a block": Mistake(
         file="gcp/nodes.tf",
         old="        gpu_driver_installation_config {",
         new="        gpu_driver_install_config {",
@@ -106,10 +106,10 @@ MISTAKES = {
         said='The argument "node_role_arn" is required',
     ),
     "a missing block": Mistake(
-        file="gcp/network.tf",
-        old="  source_ranges           = [var.cidrs.control_plane]",
-        new="  source_range            = [var.cidrs.control_plane]",
-        said='An argument named "source_range" is not expected here',
+        file="aws/cluster.tf",
+        old='  access_scope {\n    type = "cluster"\n  }\n',
+        new="",
+        said='At least 1 "access_scope" blocks are required',
     ),
     "a block too many": Mistake(
         file="aws/cluster.tf",

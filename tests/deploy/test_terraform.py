@@ -177,8 +177,8 @@ MISTAKES = {
     ),
     "a taint that the chart does not tolerate": Mistake(
         file="aws/nodes.tf",
-        old='      key    = "nvidia.com/gpu"',
-        new='      key    = "nvidia.com/gpus"',
+        old='{ key = "nvidia.com/gpu", value = "present" }',
+        new='{ key = "nvidia.com/gpus", value = "present" }',
         seen_by="defaults",
         said="the taint that the chart's pools tolerate",
     ),

@@ -50,7 +50,9 @@ locals {
         max                        = most
         instance_types             = local.offered[name].instance_types
         gpus                       = pool.gpus
-        disk_gb                    = pool.disk_gb
+        # Keeps others off, who would hold the node when the pool's work is done; the chart's pools tolerate it.
+        taint   = pool.gpus > 0 ? { key = "nvidia.com/gpu", value = "present" } : { key = "lading.dev/pool", value = name }
+        disk_gb = pool.disk_gb
         labels = merge(
           { "lading.dev/pool" = name, "lading.dev/capacity" = capacity },
           # The first says to Cluster Autoscaler that GPUs are still to appear on a fresh node, so that it does not start a second; the other
@@ -67,11 +69,11 @@ locals {
       { for label, value in group.labels : "${name}/label/${label}" => { group = name, key = "label/${label}", value = value } },
       {
         "${name}/capacity" = { group = name, key = "label/eks.amazonaws.com/capacityType", value = group.capacity == "spot" ? "SPOT" : "ON_DEMAND" }
+        "${name}/taint"    = { group = name, key = "taint/${group.taint.key}", value = "${group.taint.value}:NoSchedule" }
         "${name}/disk"     = { group = name, key = "resources/ephemeral-storage", value = "${group.disk_gb}Gi" }
       },
       group.gpus == 0 ? {} : {
-        "${name}/taint" = { group = name, key = "taint/nvidia.com/gpu", value = "present:NoSchedule" }
-        "${name}/gpus"  = { group = name, key = "resources/nvidia.com/gpu", value = tostring(group.gpus) }
+        "${name}/gpus" = { group = name, key = "resources/nvidia.com/gpu", value = tostring(group.gpus) }
       },
     )
   ]...)
@@ -181,13 +183,10 @@ resource "aws_eks_node_group" "pool" {
     desired_size = 0
   }
 
-  dynamic "taint" {
-    for_each = each.value.gpus > 0 ? ["present"] : []
-    content {
-      key    = "nvidia.com/gpu"
-      value  = taint.value
-      effect = "NO_SCHEDULE"
-    }
+  taint {
+    key    = each.value.taint.key
+    value  = each.value.taint.value
+    effect = "NO_SCHEDULE"
   }
 
   update_config {

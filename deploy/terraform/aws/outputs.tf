@@ -50,9 +50,11 @@ output "helm_values" {
         workerCpu  = { repository = aws_ecr_repository.image["lading-worker-cpu"].repository_url }
         workerCuda = { repository = aws_ecr_repository.image["lading-worker-cuda"].repository_url }
       }
-      scheduler   = { nodeSelector = local.system }
-      exporter    = { nodeSelector = local.system }
-      submissions = { nodeSelector = local.system }
+      # Nodes of a pool without GPUs carry this taint, those with GPUs NVIDIA's, which the chart knows.
+      poolDefaults = { tolerations = [{ key = "lading.dev/pool", operator = "Exists", effect = "NoSchedule" }] }
+      scheduler    = { nodeSelector = local.system }
+      exporter     = { nodeSelector = local.system }
+      submissions  = { nodeSelector = local.system }
       serviceAccounts = {
         for role, name in var.service_accounts : role => { name = name, annotations = { "eks.amazonaws.com/role-arn" = aws_iam_role.pod[role].arn } }
       }

@@ -115,13 +115,10 @@ resource "google_container_node_pool" "pool" {
       }
     }
 
-    dynamic "taint" {
-      for_each = each.value.gpus > 0 ? ["present"] : []
-      content {
-        key    = "nvidia.com/gpu"
-        value  = taint.value
-        effect = "NO_SCHEDULE"
-      }
+    taint { # keeps others off, who would hold the node when the pool's work is done; the chart's pools tolerate it
+      key    = each.value.gpus > 0 ? "nvidia.com/gpu" : "lading.dev/pool"
+      value  = each.value.gpus > 0 ? "present" : each.value.pool
+      effect = "NO_SCHEDULE"
     }
 
     dynamic "ephemeral_storage_local_ssd_config" {

@@ -49,6 +49,8 @@ output "helm_values" {
         workerCpu  = { repository = local.images["lading-worker-cpu"] }
         workerCuda = { repository = local.images["lading-worker-cuda"] }
       }
+      # Nodes of a pool without GPUs carry this taint, those with GPUs NVIDIA's, which the chart knows.
+      poolDefaults    = { tolerations = [{ key = "lading.dev/pool", operator = "Exists", effect = "NoSchedule" }] }
       scheduler       = { nodeSelector = local.system }
       exporter        = { nodeSelector = local.system }
       submissions     = { nodeSelector = local.system }

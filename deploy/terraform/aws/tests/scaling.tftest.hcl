@@ -28,6 +28,10 @@ run "groups_are_known_while_they_are_empty" {
     error_message = "Cluster Autoscaler cannot tell that a pod of a100 would fit on a node that is not there yet"
   }
   assert {
+    condition     = aws_autoscaling_group_tag.template["cpu-on-demand/taint"].tag[0].value == "cpu:NoSchedule" && aws_autoscaling_group_tag.template["cpu-on-demand/capacity"].tag[0].value == "ON_DEMAND"
+    error_message = "Cluster Autoscaler would make nodes of processors for pods that do not go there"
+  }
+  assert {
     condition     = alltrue([for tag in aws_autoscaling_group_tag.template : tag.autoscaling_group_name == "eks-group"])
     error_message = "tags go to something else than the node groups' auto scaling groups"
   }

@@ -66,10 +66,10 @@ run "pods_find_their_nodes" {
   assert {
     condition = alltrue([
       for name, group in google_container_node_pool.pool :
-      startswith(name, "cpu-") ? length(group.node_config[0].taint) == 0 :
-      one(group.node_config[0].taint).key == "nvidia.com/gpu" && one(group.node_config[0].taint).value == "present" && one(group.node_config[0].taint).effect == "NO_SCHEDULE"
+      one(group.node_config[0].taint).key == (startswith(name, "cpu-") ? "lading.dev/pool" : "nvidia.com/gpu")
+      && one(group.node_config[0].taint).value == (startswith(name, "cpu-") ? "cpu" : "present") && one(group.node_config[0].taint).effect == "NO_SCHEDULE"
     ])
-    error_message = "nodes with GPUs carry the taint that the chart's pools tolerate, and no others do"
+    error_message = "a group does not carry the taint that the chart's pools tolerate, and nothing else does"
   }
   assert {
     condition = {

@@ -75,6 +75,20 @@ def test_the_oldest_provider_is_the_one_that_was_tested(folder: str, package: te
     assert constraints or package.provider[0] != folder.rpartition("/")[2][0]
 
 
+@pytest.mark.parametrize(
+    ("file", "kind", "sized_by"),
+    [
+        ("aws/nodes.tf", "aws_eks_node_group", "scaling_config[0].desired_size"),
+        ("gcp/nodes.tf", "google_container_node_pool", "initial_node_count"),
+    ],
+)
+def test_sizes_are_the_autoscaler_s(file: str, kind: str, sized_by: str):
+    """A later `terraform apply` does not take nodes away from pods that run there. No plan of a fresh module can show it."""
+    groups = re.findall(rf'^resource "{kind}" .*?^}}$', (ROOT / file).read_text(), re.MULTILINE | re.DOTALL)
+    assert len(groups) == 2
+    assert all(f"ignore_changes = [{sized_by}]" in group for group in groups)
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Mistake:
     """A change of one place, which file of tests has to notice it ("": `validate` does), and what is said then."""

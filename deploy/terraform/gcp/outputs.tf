@@ -44,6 +44,8 @@ output "helm_values" {
       cloud    = "gke"
       jobs     = "gs://${local.bucket_name}/jobs"
       settings = { roots = join(",", [for prefix in ["outputs", "sources"] : "gs://${local.bucket_name}/${prefix}"]) }
+      # gcsfs would ask for the kind of bucket before each step, which rights by prefix do not allow, and warn each time.
+      env = { GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT = "false" }
       images = {
         producer   = { repository = local.images["lading-producer"] }
         workerCpu  = { repository = local.images["lading-worker-cpu"] }

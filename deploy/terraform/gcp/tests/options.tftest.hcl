@@ -133,6 +133,10 @@ run "what_the_chart_is_told" {
     error_message = "jobs would be registered elsewhere"
   }
   assert {
+    condition     = yamldecode(output.helm_values).env == { GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT = "false" }
+    error_message = "each step of gcsfs would ask for what its role may not"
+  }
+  assert {
     condition     = yamldecode(output.helm_values).images.workerCuda.repository == "us-central1-docker.pkg.dev/my-project/lading/lading-worker-cuda"
     error_message = "images would be looked for elsewhere"
   }

@@ -79,7 +79,7 @@ EVENTS = {
     "worker starting": Event(INFO, "pool device", "the process has its settings"),
     "worker started": Event(INFO, "pool worker", "it takes shards and requests"),
     "worker stopping": Event(WARNING, "worker note", "it was told to, and takes nothing more"),
-    "worker idle": Event(INFO, "seconds", "there was nothing to do for so long, and it ends"),
+    "worker idle": Event(WARNING, "seconds", "there was nothing to do for so long, and it ends"),
     "shards do not fit": Event(WARNING, "needs_s left_s", "into what is left of the grace: they are given back unfinished"),
     "worker stopped": Event(INFO, "worker", "it holds nothing any more"),
     "worker left hanging": Event(CRITICAL, "worker why", "the process ends though a batch did not"),

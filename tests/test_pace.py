@@ -54,9 +54,7 @@ def test_shards_take_as_long_as_they_are_told(
     with caplog.at_level(logging.WARNING):
         first = drafted(at, timed(tmp_path, tiny_encoder, "first", 5.0))
     assert len(first.shards) == SHARDS
-    assert (
-        f"how fast recipe {first.recipe.hash} is was not measured yet: shards have 2 rows (shard_rows)" in caplog.text
-    )
+    assert f"pace unknown: recipe={first.recipe.hash} shard_rows=2" in caplog.text
     submit(first, at)
     done(at, first.id, range(1))
     assert rows_per_s(at.registry, "cpu", first.recipe.hash) is None  # half a second

@@ -22,9 +22,8 @@ from .. import adapters
 from ..adapters import DeviceLost
 from ..adapters.devices import available
 from ..config import roots
-from ..config.errors import BrokerError, LadingError, ModelError, NotNow, ShardError, StopJob
+from ..config.errors import BrokerError, LadingError, StopJob
 from ..config.events import tell
-from ..config.failpoints import failpoint
 from ..config.settings import Settings
 from ..pipelines.registry import Registry
 from ..pipelines.sweep import HUNGRY, LEAD, Sweeper
@@ -34,21 +33,19 @@ from ..schedulers.outages import patiently
 from ..schedulers.pools import Pool
 from ..schedulers.reports import REPORT_VERSION, worker_name
 from .answers import Answers
-from .assignments import Assignment, Desk
+from .assignments import Desk
 from .ending import Idleness, too_long
 from .engine import Engine
 from .feed import Feed
 from .folding import Folds
 from .health import HUNG_LEASES, Pulse
 from .leases import RENEWALS, Leases
-from .lone import run_alone
 from .models import RequestedModels
-from .parts import ShardInFlight
 from .ports import Meter
-from .publishing import publish
 from .requests import RequestLane
 from .residency import Residency
 from .residents import Residents
+from .settling import Settling
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +145,9 @@ class Worker:
         )
         self.folds = Folds(self.desk, registry, broker, settings.fold_interval_s, self.leases.beat, self.meter)
         self.pulse = Pulse(settings.lease_s, time.monotonic())
+        self.settling = Settling(
+            self.shards, self.leases, self.feed, self.folds, self.engine, self.meter, self.stopping, settings.lease_s
+        )
         self._ended = threading.Event()  # nothing is held any more
         self._untold = ""  # why the broker did not take the last report
         self._work_thread = threading.Thread(target=self._work, name="lading-work", daemon=True)
@@ -259,7 +259,7 @@ class Worker:
         with ThreadPoolExecutor(1, thread_name_prefix="lading-write") as writer:
             while not self.stopping.is_set():
                 if self.feed.alone:
-                    self._do_alone(self.feed.alone.popleft())
+                    self.settling.run_alone(self.feed.alone.popleft())
                 elif self.lane.alone:
                     patiently(lambda: self.lane.run_alone(self.engine.alone), self.stopping)
                 else:
@@ -283,7 +283,7 @@ class Worker:
             with contextlib.closing(shards):
                 for shard in shards:
                     self.leases.beat()
-                    writing.append(writer.submit(self._write, shard))
+                    writing.append(writer.submit(self.settling.publish, shard))
                     while len(writing) > WRITING:
                         writing.pop(0).result()
         except StopJob as error:
@@ -295,66 +295,6 @@ class Worker:
             self.engine.failing = self.engine.unusable = 0
         for one in writing:
             one.result()
-
-    def _write(self, shard: ShardInFlight) -> None:
-        """Publish a shard and settle its message."""
-        one = shard.task
-        assert isinstance(one, Assignment)
-        if shard.later:
-            self._leave(one, NotNow(shard.failure))
-            self.leases.beat()
-            return
-        job = one.of.job
-        kernel = "" if shard.failure else one.adapter.kernel
-        began = time.monotonic()
-        try:
-            receipt, ours = publish(job, shard, kernel=kernel, busy=self.engine.gauges.busy)
-        except LadingError as error:
-            self._leave(one, error)
-        else:
-            one.published(receipt)
-            failpoint("shard.published")
-            seconds = {**shard.seconds, "write": time.monotonic() - began}
-            self.meter.published(
-                job.recipe.task, job.sink.output.kind, receipt, ours=ours, seconds=seconds, waited_s=one.waited_s
-            )
-            one.of.strikes.clear(*one.place)  # while it is leased: whoever comes after a death here does this again
-            if self.leases.done(self.shards, [one.lease]):
-                tell(log, "shard acknowledged", **one.named)
-            failpoint("shard.acknowledged")
-            self.folds.published(one.of, receipt.rows_out if ours else 0)
-            self.feed.settled(one)
-        self.leases.beat()
-
-    def _leave(self, one: Assignment, error: LadingError) -> None:
-        """Nothing of a shard counts. Whoever sweeps sends it again, and by then the disk or the table may be as it should be."""
-        tell(log, "shard left", **one.named, why=error)
-        self.meter.unpublished(one.of.job.recipe.task, "left")
-        one.of.pause(self.settings.lease_s)
-        one.give_up()
-        self.leases.done(self.shards, [one.lease])
-        self.feed.settled(one)
-
-    def _do_alone(self, one: Assignment) -> None:
-        try:
-            shard = run_alone(one, self.engine, self.stopping)
-        except NotNow as error:
-            self._leave(one, error)
-            return
-        except (ShardError, ModelError) as error:
-            if self.stopping.is_set():
-                return  # nothing was wrong with it: it is given back
-            shard = _failed(one, str(error))
-        except LadingError as error:
-            self._leave(one, error)
-            return
-        except DeviceLost:
-            raise
-        except Exception as error:  # it killed a process before: this one says what of
-            tell(log, "shard raised", error, **one.named)
-            shard = _failed(one, f"{type(error).__name__}: {error}")
-        if shard is not None:
-            self._write(shard)
 
     # -- the thread that keeps the leases
 
@@ -416,9 +356,3 @@ def _memory_of(pool: Pool, device: str) -> int:
     if not pool.memory_share:
         return pool.memory_bytes
     return min(pool.memory_bytes, int(pool.memory_share * available(device)))
-
-
-def _failed(one: Assignment, why: str) -> ShardInFlight:
-    shard = ShardInFlight(one)
-    shard.failure = why
-    return shard

@@ -134,7 +134,7 @@ def test_from_none_to_some_to_none(start: Start, broker: Broker, tmp_path: Path,
     assert said[-1] == f"pool cpu: {said[-1][10]} -> 0 workers: nothing to do for 1 s (nothing waiting, 0 in flight)"
     scaling.send(signal.SIGTERM)
     assert scaling.wait() == 0, scaling.said()
-    for trouble in ("Traceback", "starting it again", "killing it"):
+    for trouble in ("Traceback", "process restarts", "process killed"):
         assert trouble not in scaling.said()
 
 
@@ -304,6 +304,6 @@ def test_waves_of_work(start: Start, broker: Broker, tmp_path: Path, tiny_encode
     scaling.send(signal.SIGTERM)
     assert scaling.wait() == 0, scaling.said()
     assert 0 < scaling.said().count("was killed by SIGKILL") <= killed  # one that was leaving is not missed
-    assert "killing it" not in scaling.said()
+    assert "process killed" not in scaling.said()
     counts = [broker.queue(name).counts() for name in (SHARDS, "lading.cpu.requests")]
     assert [(one.waiting, one.in_flight, one.dead) for one in counts] == [(0, 0, 0), (0, 0, 0)]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 
 class Tier(enum.IntEnum):
@@ -218,6 +219,33 @@ class Residency:
     def copied_bytes(self) -> int:
         """What host memory has copies of."""
         return sum(one.weights for one in self.models.values() if one.copied)
+
+    def report(self, names: Mapping[str, str]) -> dict[str, Any]:
+        """What is where, and how it came there, as plain JSON; `names` of models by their keys, in the order to tell them in."""
+        models = [
+            {
+                "weights": key,
+                "model": name,
+                "tier": self.models[key].tier.name.lower(),
+                "bytes": self.models[key].weights,
+                "working_bytes": self.models[key].working,
+                "pinned": self.models[key].pinned,
+                "in_use": self.models[key].users,
+                "load_s": round(self.models[key].took, 4),
+            }
+            for key, name in names.items()
+        ]
+        return {
+            "budget_bytes": self.device_bytes,
+            "resident_bytes": self.resident_bytes,
+            "host_bytes": self.copied_bytes,
+            "models": models,
+            "batches": self.holds,
+            "misses": self.misses,
+            "loads": {tier.name.lower(): count for tier, count in self.loads.items()},
+            "load_s": {tier.name.lower(): round(seconds, 3) for tier, seconds in self.load_s.items()},
+            "evictions": dict(self.evictions),
+        }
 
     # -- the policy
 

@@ -228,32 +228,7 @@ class Residents:
     def report(self) -> dict[str, Any]:
         """What is where, and how it came there, as plain JSON."""
         with self._changed:
-            policy = self.policy
-            models = [
-                {
-                    "weights": key,
-                    "model": self._names[key],
-                    "tier": policy.models[key].tier.name.lower(),
-                    "bytes": policy.models[key].weights,
-                    "working_bytes": policy.models[key].working,
-                    "pinned": policy.models[key].pinned,
-                    "in_use": policy.models[key].users,
-                    "load_s": round(policy.models[key].took, 4),
-                }
-                for key in self._models
-            ]
-            return {
-                "device": self._device,
-                "budget_bytes": policy.device_bytes,
-                "resident_bytes": policy.resident_bytes,
-                "host_bytes": policy.copied_bytes,
-                "models": models,
-                "batches": policy.holds,
-                "misses": policy.misses,
-                "loads": {tier.name.lower(): count for tier, count in policy.loads.items()},
-                "load_s": {tier.name.lower(): round(seconds, 3) for tier, seconds in policy.load_s.items()},
-                "evictions": dict(policy.evictions),
-            }
+            return {"device": self._device, **self.policy.report(self._names)}
 
     def each(self) -> list[tuple[str, Known]]:
         """What every model is called, and how it stands now."""

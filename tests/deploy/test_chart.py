@@ -354,7 +354,10 @@ def test_commands_are_those_of_the_program():
     """What a pod is started with is a verb of the program, with options that it has."""
     objects = render(preset("aws", "l4", "cpu", "a100"))
     commands = [pod["spec"]["containers"][0]["command"] for _, _, pod in pods_of(objects)]
-    assert {command[1] for command in commands} == {"worker", "scheduler", "exporter", "submit"}
-    for program, verb, *arguments in commands:
+    seen: set[str] = set()
+    for program, *given in commands:
+        verb, *arguments = given[1:] if given[0] == "-v" else given
+        seen.add(verb)
         assert program == "lading"
         assert cli.commands[verb].make_context(verb, arguments).args == []
+    assert seen == {"worker", "scheduler", "exporter", "submit"}

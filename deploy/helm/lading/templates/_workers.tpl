@@ -75,6 +75,7 @@ spec:
 {{- end }}
       command:
         - lading
+        - -v
         - worker
         - --pool
         - {{ .name }}

@@ -16,14 +16,19 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.queueing import CLIENTS, REQUESTS, WorkerProcess, closed_loop, corpus, model_folder, queued, requests
 from benchmarks.report import Report
+from lading.config.metrics import MOST_MODELS
+from lading.config.words import counted
 from tests.redis_server import RedisServer
 
 INTERVAL_S = 1.0  # fifteen times as often as Prometheus usually does
@@ -67,6 +72,36 @@ def measured(
     finally:
         found = worker.stop()
     return asked, done, found["cpu_s"]
+
+
+def alone(report: Report) -> None:
+    """CPU of the counting itself, in this process: nothing else can hide it, however busy the machine."""
+    from prometheus_client import generate_latest
+
+    from lading.config.settings import load
+    from lading.schedulers import pools
+    from lading.workers.metering import WorkerMeter
+
+    meter = WorkerMeter(pools.find(pools.load(), "cpu"), load())
+    adapter: Any = SimpleNamespace(weights="", recipe=SimpleNamespace(task="encode"))
+    answers = [("encode", time.time() - 1, b"{}")] * 64
+
+    def cpu(call: Callable[[], object], times: int) -> float:
+        began = time.process_time()
+        for _ in range(times):
+            call()
+        return (time.process_time() - began) / times * 1e6
+
+    report.title("counting alone")
+    report.line("a batch", cpu(lambda: meter.batch(adapter, 1000, 4096), 50_000), "us")
+    report.line("a request's answer", cpu(lambda: meter.told(answers), 2_000) / len(answers), "us")
+    for number in range(MOST_MODELS):
+        meter.book.add("tokens_total", 1, op="encode", model=f"model-{number}")
+        meter.book.observe("batch_fill_ratio", 1, model=f"model-{number}")
+        meter.book.observe("model_load_seconds", 1, model=f"model-{number}", source="disk")
+        if number in (0, MOST_MODELS - 1):
+            taken = cpu(lambda: generate_latest(meter.book.registry), 100)
+            report.line(f"a scrape, {counted(number + 1, 'model')}", taken / 1000, "ms")
 
 
 def run(report: Report, server: RedisServer, scratch: Path, model: Path, *, count: int, rows: int, rounds: int) -> None:
@@ -113,6 +148,7 @@ def main(words: list[str] | None = None) -> None:
         try:
             model = model_folder(given.model, scratch)
             count, rows, rounds = (500, 300, 1) if given.quick else (given.requests, given.rows, given.rounds)
+            alone(Report(given.json))
             run(Report(given.json), server, scratch, model, count=count, rows=rows, rounds=rounds)
         finally:
             server.close()

@@ -92,7 +92,7 @@ def _service(name: str, service: dict[str, Any], whole: dict[str, Any]) -> list[
 def _ours(name: str, service: dict[str, Any], whole: dict[str, Any]) -> list[str]:
     environment = service["environment"]
     bad = [f"{key} is no setting" for key in environment if key not in SETTINGS]
-    verb = service.get("command", ["--help"])[0]
+    verb = next((word for word in service.get("command", []) if not word.startswith("-")), "")
     if verb not in cli.commands and name != TOOL:
         bad.append(f"lading has no verb {verb}")
     internal = [one for one in service["networks"] if whole["networks"][one].get("internal")]
@@ -136,7 +136,7 @@ MUTATIONS = {
     "a typo deep down": ("start_period: 10s", "start_peroid: 10s"),
     "a typo in a condition": ("service_healthy", "service_helthy"),
     "a typo in a setting": ("LADING_ROOTS:", "LADING_ROTS:"),
-    "a typo in a verb": ("command: [exporter]", "command: [exportr]"),
+    "a typo in a verb": ("command: [-v, exporter]", "command: [-v, exportr]"),
     "latest": ("redis:7.4.9", "redis:latest"),
     "a floating version": ("grafana:12.3.0", "grafana:12"),
     "no health check": ("    healthcheck: # -e", "    x-healthcheck: # -e"),

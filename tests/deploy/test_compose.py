@@ -92,7 +92,7 @@ def _service(name: str, service: dict[str, Any], whole: dict[str, Any]) -> list[
 def _ours(name: str, service: dict[str, Any], whole: dict[str, Any]) -> list[str]:
     environment = service["environment"]
     bad = [f"{key} is no setting" for key in environment if key not in SETTINGS]
-    verb = next(one for one in service.get("command", ["--help"]) if one != "-v")
+    verb = next((word for word in service.get("command", []) if not word.startswith("-")), "")
     if verb not in cli.commands and name != TOOL:
         bad.append(f"lading has no verb {verb}")
     internal = [one for one in service["networks"] if whole["networks"][one].get("internal")]

@@ -101,7 +101,7 @@ def test_what_is_wanted_no_more_and_does_not_end_is_killed(tmp_path: Path, caplo
     until(lambda: (crew.look(), ready.exists())[1])
     crew.want([])
     with caplog.at_level(logging.ERROR):
-        until(lambda: (crew.look(), "stubborn has not ended" in caplog.text)[1])
+        until(lambda: (crew.look(), "process killed: program=stubborn" in caplog.text)[1])
     assert crew.end(threading.Event()) in (0, signal.SIGKILL)
 
 

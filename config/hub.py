@@ -179,6 +179,8 @@ def _download(model: str, revision: str) -> Checkpoint:
             raise HubAway(f"{model} cannot be stored in the hub's cache ({cache_folder()}): {told}") from problem
         _unknown(model, revision, None, f"the hub could not be reached: {told}", error=HubAway)
     path = Path(folder).absolute()
+    if path.name != about.sha:  # a branch that moved meanwhile: the names are those of before, the files of after
+        return _download(model, revision)
     return Checkpoint(path, "hub", model, path.name)
 
 

@@ -133,6 +133,30 @@ def test_a_module_s_folder_that_is_missing_is_fetched(asking: Asking, hub: HubSe
     assert (tmp_path / "hub/models--owner--whole/snapshots" / COMMIT / "2_Dense/model.safetensors").exists()
 
 
+def test_a_branch_that_moves_meanwhile_comes_whole(tmp_path: Path):
+    """What is fetched is of one commit: the files that the later one is made of, not those that the earlier one was."""
+    folder = models.tiny_encoder(tmp_path / "model")
+    revisions, asked = {"main": OTHER}, list[str]()
+
+    def moving(verb: str, path: str) -> None:
+        if path.startswith("/api/"):
+            asked.append(path)
+        if len(asked) == 2 and revisions["main"] == OTHER:  # the names were told, the files are not yet asked for
+            revisions["main"] = COMMIT
+            (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+            index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
+            (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    server = HubServer({"org/moving": Repository(folder, revisions=revisions)}, before=moving)
+    try:
+        said = ask(server.url, tmp_path / "home", LOCATE, "org/moving")
+    finally:
+        server.close()
+    assert "found org/moving" in said, said
+    found = tmp_path / "home/hub/models--org--moving/snapshots" / COMMIT
+    assert (found / "model-00001-of-00001.safetensors").is_file()
+
+
 def test_adapters_come_too(hub: HubServer, asking: Asking):
     """An adapter is two files, and is found in the cache afterwards."""
     first, second = asking("owner/adapter", "owner/adapter")

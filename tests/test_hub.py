@@ -139,7 +139,7 @@ def test_a_branch_that_moves_meanwhile_comes_whole(tmp_path: Path):
     revisions, asked = {"main": OTHER}, list[str]()
 
     def moving(verb: str, path: str) -> None:
-        if path.startswith("/api/"):
+        if path.startswith("/api/models/"):
             asked.append(path)
         if len(asked) == 2 and revisions["main"] == OTHER:  # the names were told, the files are not yet asked for
             revisions["main"] = COMMIT

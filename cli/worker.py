@@ -142,6 +142,7 @@ def up(
     from ..workers.programs import workers as programs
 
     _settle(allow, metrics_port, metrics_bind)
+    os.environ["LADING_EXIT_WHEN_IDLE_S"] = "0"  # nobody would start them again
     verbose = _verbose(ctx)
     of_workers = programs(pool, devices, processes=workers, verbose=verbose)
     return _run([scheduler(len(of_workers), verbose=verbose), *of_workers])

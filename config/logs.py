@@ -26,7 +26,7 @@ SHORTEST = 6  # of a secret that is hidden wherever it stands: shorter ones are 
 HIDDEN = "***"
 PRINTING = ("huggingface_hub", "transformers")  # libraries that would print by themselves, past all of this
 
-_SECRET_NAME = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|PASS|KEY|KEY_ID)$")
+_SECRET_NAME = re.compile(r"(?:TOKEN|SECRET|PASSWORD|PASSWD|(?:^|_)(?:PASS|KEY|KEY_ID))$")
 _PATTERNS = [
     (re.compile(pattern, re.IGNORECASE), replacement)
     for pattern, replacement in (

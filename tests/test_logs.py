@@ -296,7 +296,7 @@ def test_secrets_are_known_by_their_form_too(place: str, monkeypatch: pytest.Mon
 )
 def test_a_password_of_the_settings_is_nowhere(before: str, after: str, password: str) -> None:
     """Whatever stands around it, and whatever signs it has."""
-    environ = {"LADING_BROKER_URL": f"redis://u:{password}@h/0", "OTHER_PASSWORD": password}
+    environ = {"LADING_BROKER_URL": f"redis://u:{password}@h/0", "PGPASSWORD": password}
     known = logs._secrets(environ)
     assert known is not None
     for form in (password, repr(password)[1:-1], json.dumps(password)[1:-1]):

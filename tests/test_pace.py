@@ -37,13 +37,13 @@ def drafted(at: Queues, spec: JobSpec) -> Draft:
     return draft(spec, at.measured(spec))
 
 
-def done(at: Queues, job: str, shards: range) -> None:
-    """Shards of the job, that took half a second each: its device was the slowest, one of four streams."""
+def done(at: Queues, job: str, shards: range, device_s: float = 0.5) -> None:
+    """Shards of the job, that took half a second each: its device was the slowest, one of four streams. 0: they ran alone, untimed."""
     opened = at.registry.find(job).open()
     for number in shards:
         work = opened.manifest.pending(number, 0)
         assert work is not None
-        seconds = {"read": 0.1, "prepare": 0.2, "run": 2.0, "device": 0.5, "stage": 9.0}
+        seconds = {"read": 0.1, "prepare": 0.2, "run": 2.0, "device": device_s, "stage": 9.0}
         opened.manifest.publish(Receipt(*opened.attempt(work), rows_in=ROWS, rows_done=ROWS, seconds=seconds))
 
 
@@ -61,6 +61,8 @@ def test_shards_take_as_long_as_they_are_told(
     done(at, first.id, range(1, 4))
     assert rows_per_s(at.registry, "cpu", first.recipe.hash) == pytest.approx(ROWS / 0.5)
     assert rows_per_s(at.registry, "gpu", first.recipe.hash) is None
+    done(at, first.id, range(4, 8), device_s=0.0)
+    assert rows_per_s(at.registry, "cpu", first.recipe.hash) == pytest.approx(ROWS / 0.5)
 
     second = drafted(at, timed(tmp_path, tiny_encoder, "second", 5.0))
     assert [shard.rows for shard in second.shards] == [20] * (SHARDS * ROWS // 20)

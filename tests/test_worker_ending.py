@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ from lading.config.settings import load as load_settings
 from lading.pipelines.manifest import Work
 from lading.pipelines.records import Shard
 from lading.schedulers.connection import Broker
-from lading.workers.ending import too_long
+from lading.workers.ending import Idleness, too_long
+from lading.workers.leases import Leases
 from lading.workers.parts import ShardInFlight
 from tests.processes import LADING, Process
 from tests.redis_server import RedisServer
@@ -52,6 +54,24 @@ def test_a_worker_ends_when_it_is_idle(
     assert "worker idle" in worker.said()
     assert "process restarts" not in worker.said()
     assert "Traceback" not in worker.said()
+
+
+def test_what_comes_and_goes_between_two_looks_is_no_idleness(redis_server: RedisServer) -> None:
+    """Also where each is done long before the next look, so that no look ever finds anything."""
+    queue, leases, ended_at = Broker.connect(redis_server.url).queue(SHARDS), Leases(60.0), list[float]()
+    stopping = threading.Event()
+    Idleness([queue], leases, 1.0, lambda: ended_at.append(time.monotonic()), stopping).start()
+    last = 0.0
+    for _ in range(12):
+        queue.send([b"{}"])
+        leases.done(queue, leases.pull(queue, 1))
+        last = time.monotonic()
+        time.sleep(0.2)
+        assert not ended_at
+    while not ended_at and time.monotonic() < last + 30:
+        time.sleep(0.05)
+    stopping.set()
+    assert ended_at[0] - last >= 1.0
 
 
 def test_a_worker_is_not_idle_while_it_holds_something(

@@ -24,6 +24,7 @@ from lading.schedulers.bodies import RequestOptions
 from lading.schedulers.connection import FORGOTTEN_S, Broker
 from lading.schedulers.pools import Preload
 from lading.schedulers.reports import held, on_device, process_of, worker_name
+from lading.workers.models import called
 from lading.workers.worker import Worker
 from tests.redis_server import RedisServer
 
@@ -62,6 +63,19 @@ def until(claim: Callable[[], object]) -> None:
     while not claim():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ({"model": "BAAI/bge-m3", "folder": "/cache/snapshots/56", "origin": "hub cache"}, "BAAI/bge-m3"),
+        ({"model": "org/a", "folder": "/cache/56", "origin": "hub", "adapter": "org/lora"}, "org/a + org/lora"),
+        ({"model": "models/a", "folder": "/srv/models/a", "origin": "folder"}, "/srv/models/a"),
+    ],
+)
+def test_a_model_has_one_name(said: dict[str, str], name: str) -> None:
+    """Whoever asked for it first, a job or a request: its name on the hub, else its folder's whole path."""
+    assert called(said) == name
 
 
 def test_whose_word_counts(broker: Broker) -> None:

@@ -173,10 +173,10 @@ def _leave_what_hangs(worker: Worker) -> None:
         os._exit(0)
 
 
-def _refuse_at_once(error: LadingError, code: int = 0) -> NoReturn:
+def _refuse_at_once(error: LadingError) -> NoReturn:
     """As `_refuse`, from where Celery would end with 0 instead."""
-    os.write(2, f"lading: {error}\n".encode())
-    os._exit(code or error.exit_code)
+    os.write(2, f"lading: {logs.redacted(str(error))}\n".encode())
+    os._exit(error.exit_code)
 
 
 def _end_at_once(failed: threading.ExceptHookArgs) -> None:

@@ -26,6 +26,7 @@ from ..pipelines.strikes import BEGUN, DEATHS, READING, Strikes, Struck
 from ..schedulers.messages import ShardPointer, decode
 from ..schedulers.queues import Lease, Queue
 from .leases import Leases
+from .models import called
 from .residents import Residents
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class OpenJob:
                 raise ShardError(
                     f"the job's recipe is {recipe.hash}, the checkpoint that this worker finds gives {ours.hash}: put the same one there"
                 )
-            name = " + ".join(part for part in (checkpoint.describe(), step.adapter) if part)
+            name = called(self.job.manifest.plan.model)
             with self.strikes.loading(recipe.hash):
                 adapter = self.residents.get(recipe, checkpoint.folder, locate_adapter(step.adapter), name=name)
                 self.residents.ready(recipe, patient=False)

@@ -19,7 +19,7 @@ LOOKS, LONGEST_LOOK_S = 4, 5.0  # within the time that is waited for; between tw
 
 
 class Idleness:
-    """Calls `then` once when nothing waited in the queues and nothing was held for `idle_s` seconds. A thread of its own."""
+    """Calls `then` once when nothing waited in the queues, was taken or held for `idle_s` seconds. A thread of its own."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Idleness:
         stopping: threading.Event,
     ) -> None:
         self._queues, self._leases, self._idle_s = queues, leases, idle_s
-        self._then, self._stopping = then, stopping
+        self._then, self._stopping, self._pulls = then, stopping, 0
 
     def start(self) -> None:
         threading.Thread(target=self._watch, name="lading-idle", daemon=True).start()
@@ -46,7 +46,11 @@ class Idleness:
                 return
 
     def _idle(self) -> bool:
-        """A broker that does not say is no reason to end."""
+        """Whether it is, and has been since the last look: a request may come and go between two. A broker that does not say is no
+        reason to end."""
+        before, self._pulls = self._pulls, self._leases.pulls
+        if self._pulls != before:
+            return False
         try:
             return not any(self._leases.held(queue) or queue.counts().waiting for queue in self._queues)
         except BrokerError as error:

@@ -53,6 +53,11 @@ class Leases:
             self._pulls += bool(pulled)  # the next renewal is theirs too
             return pulled
 
+    @property
+    def pulls(self) -> int:
+        """How often messages were taken."""
+        return self._pulls
+
     def close(self) -> None:
         """Nothing is pulled after this, and what was is held: now it can be given back without leaving anything out."""
         # A broker that does not answer holds the lock for its timeout; what it gave then runs out.

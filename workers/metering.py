@@ -67,7 +67,7 @@ class WorkerMeter(Meter):
         if receipt.status != "done":
             return
         for stage in STAGES:
-            if stage in seconds:
+            if seconds.get(stage):  # 0 where a shard ran alone, and was not timed
                 self.book.observe("stage_seconds", seconds[stage], stage=stage)
         if ours:  # else whoever published it has told of its rows
             self._documents(op, receipt.rows_done, receipt.rejects)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,13 @@ class RequestedModels:
     def __call__(self, verb: str, model: str, options: RequestOptions) -> tuple[Recipe, Adapter, dict[str, Any]]:
         """Raises ModelError or UsageError, in words for whoever asked."""
         settled = self._settle(verb, model, options)
-        adapter = self._residents.get(settled.recipe, settled.folder, settled.adapter, name=_name(settled))
+        adapter = self._residents.get(settled.recipe, settled.folder, settled.adapter, name=called(settled.model))
         return settled.recipe, adapter, settled.model
 
     def preload(self, one: Preload) -> None:
         """Load a model that nobody asked for yet. Raises ModelError, UsageError."""
         settled = self._settle(one.verb, one.model, one.options)
-        self._residents.get(settled.recipe, settled.folder, settled.adapter, name=_name(settled), pinned=one.pin)
+        self._residents.get(settled.recipe, settled.folder, settled.adapter, name=called(settled.model), pinned=one.pin)
         self._residents.ready(settled.recipe)
 
     def known(self, verb: str, model: str, options: RequestOptions) -> bool:
@@ -99,8 +99,10 @@ class RequestedModels:
         return settled
 
 
-def _name(settled: _Settled) -> str:
-    return " + ".join(settled.model[part] for part in ("model", "adapter") if settled.model.get(part))
+def called(said: Mapping[str, Any]) -> str:
+    """What people call the model that an output's metadata tells of: its folder, or its name on the hub, and its adapter."""
+    model = said["folder"] if said["origin"] == "folder" else said["model"]
+    return " + ".join(filter(None, (model, said.get("adapter", ""))))
 
 
 _WISHES = [field.name for field in dataclasses.fields(RequestOptions) if field.name in WISHES]

@@ -56,7 +56,8 @@ class Settling:
         except LadingError as error:
             self._leave(one, error)
         else:
-            one.published(receipt)
+            if ours:
+                one.published(receipt)
             failpoint("shard.published")
             seconds = {**shard.seconds, "write": time.monotonic() - began}
             self._meter.published(

@@ -174,25 +174,31 @@ class Worker:
         until = time.monotonic() + grace_s
         while self._work_thread.is_alive() and time.monotonic() < until and not hurry.is_set():
             if self._cannot_fit(until - time.monotonic()):
+                self._give_back()  # before whatever else is to end: others can begin with it
                 break
             self._work_thread.join(0.05)
-        left = 0.0 if hurry.is_set() else max(until - time.monotonic(), 1.0)
-        self.lane.join(min(left, 1.0))
-        self.answers.end(left)
-        self.folds.end(left)
+
+        def left() -> float:
+            return 0.0 if hurry.is_set() else max(until - time.monotonic(), 1.0)
+
+        self.lane.join(min(left(), 1.0))
+        self.answers.end(left())
+        self.folds.end(left())
         self.residents.close()
         self._ended.set()
         self._keep_thread.join(1.0)
         self._give_back()
         # A pass that is cut off keeps others from sweeping until its turn has run out.
-        self._sweep_thread.join(max(left, 1.0))
+        self._sweep_thread.join(max(left(), 1.0))
         with contextlib.suppress(LadingError):  # it is forgotten by itself
             self.broker.gone(self.pool.name, self.name)
         tell(log, "worker stopped", worker=self.name)
 
     def _cannot_fit(self, left_s: float) -> bool:
         """Of shards. Requests are short, and somebody waits for each."""
-        needs_s = too_long(self.feed.given(), list(self.engine.under_way.values()), left_s)
+        later = set(map(id, self.feed.alone))  # not begun: they run when nothing else does
+        given = [one for one in self.feed.given() if id(one) not in later]
+        needs_s = too_long(given, list(self.engine.under_way.values()), left_s)
         if not needs_s or self.leases.held(self.requests):
             return False
         tell(log, "shards do not fit", needs_s=round(needs_s, 1), left_s=round(left_s, 1))
@@ -241,10 +247,7 @@ class Worker:
     def _give_back(self) -> None:
         """All that is held, without a trace."""
         self.leases.close()
-        given, held = self.feed.given(), set(self.leases.held(self.shards))
-        for one in given:
-            if one.lease in held:
-                self.meter.unpublished(one.of.job.recipe.task, "given_back")
+        given = self.feed.given()
         for opened in [*self.desk.jobs(), *(one.of for one in given)]:
             opened.strikes.erase_all()
         for queue in (self.shards, self.requests):
@@ -253,6 +256,7 @@ class Worker:
                 tell(log, "leases given back", queue=queue.name, leases=back)
                 for one in given:
                     if one.lease in held:
+                        self.meter.unpublished(one.of.job.recipe.task, "given_back")
                         tell(log, "shard given back", **one.named)
 
     def _work_on(self) -> None:

@@ -345,7 +345,8 @@ import huggingface_hub, transformers
 for name in ("transformers.tokenization", "huggingface_hub.file_download"):
     logging.getLogger(name).warning("said by %s", name)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loud = {name: value for name, value in os.environ.items() if not name.endswith("_VERBOSITY")}
+    done = subprocess.run([sys.executable, "-c", script], env=loud, capture_output=True, text=True, check=True)
     said = [json.loads(line) for line in done.stderr.splitlines()]
     assert [one["message"].split()[-1] for one in said if one["message"].startswith("said by")] == [
         "transformers.tokenization",

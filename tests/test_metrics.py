@@ -23,7 +23,7 @@ from lading.pipelines.registry import Registry
 from lading.schedulers.bodies import VERBS, RequestOptions
 from lading.schedulers.messages import Request, request_message
 from lading.schedulers.pools import Preload
-from lading.workers import worker as worker_module
+from lading.workers import publishing
 from lading.workers.metering import WorkerMeter
 from lading.workers.residency import Tier
 from tests import queued, swapping
@@ -256,7 +256,7 @@ def test_a_shard_that_another_published_counts_no_rows(
     one = workers.make(metered=True)
     to = f"parquet://{tmp_path}/out"
     job = submit(kinds[0].spec(corpus_of(tmp_path / "in.parquet", swapping.texts(24)), to))
-    publish, times = worker_module.publish, Counter[int]()
+    publish, times = publishing.publish, Counter[int]()
 
     def beaten(opened: Any, shard: Any, **given: Any) -> Any:
         number = shard.work.shard.number
@@ -267,9 +267,9 @@ def test_a_shard_that_another_published_counts_no_rows(
             raise StopJob("no space left on device")
         return publish(opened, shard, **given)
 
-    monkeypatch.setattr(worker_module, "publish", beaten)
+    monkeypatch.setattr(publishing, "publish", beaten)
     monkeypatch.setattr(queued, "ROWS", 8)
-    one.worker.settings = one.worker.settings.__class__(**{**_fields(one.worker.settings), "lease_s": 0.1})
+    one.worker.settling._lease_s = 0.1  # so long its job is left alone
     one.worker.start()
     until(lambda: times[0] and times[1] and times[2])
     found = stopped(one)
@@ -278,10 +278,6 @@ def test_a_shard_that_another_published_counts_no_rows(
     done = found.value("shards_total", op="encode", outcome="done")
     assert found.value("documents_total", op="encode", outcome="done") == 8 * done
     assert found.value("rows_written_total", sink="parquet") == 8 * done
-
-
-def _fields(settings: Any) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in settings.__slots__}
 
 
 def test_what_is_given_back_is_counted_once(workers: Workers, tmp_path: Path, kinds: list[Kind]) -> None:

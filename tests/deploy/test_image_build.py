@@ -128,8 +128,8 @@ for place in ("/", "/opt/lading", "/etc", "/usr", "/run", "/var/tmp", "/data", "
     for tool in ("gcc", "cc", "pip*", "curl", "wget"):
         for folder in ("usr/bin", "usr/local/bin", "opt/lading/bin"):
             assert list((container.root / folder).glob(tool)) == []
-    for place in ("usr", "opt"):  # neither pip nor the wheel that another is made of
-        assert [*(container.root / place).rglob("pip/__main__.py"), *(container.root / place).rglob("pip-*.whl")] == []
+    for top in ("usr", "opt"):  # neither pip nor the wheel that another is made of
+        assert [*(container.root / top).rglob("pip/__main__.py"), *(container.root / top).rglob("pip-*.whl")] == []
     labels = images.config(image)["Labels"]
     assert labels["org.opencontainers.image.title"] in ("lading-producer", "lading-worker-cpu")
     packages = (container.root / "opt/lading/packages.txt").read_text()

@@ -11,7 +11,7 @@ from benchmarks import scale
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("name", ["measured", "assumed", "work", "bytes"])
+@pytest.mark.parametrize("name", ["measured", "assumed", "work", "bytes", "grace"])
 def test_the_tables_are_those_that_are_computed(name: str) -> None:
     """Every table of the page is the script's, line for line."""
     assert "\n".join(scale.tables()[name]) + "\n\n" in (ROOT / "docs/scale.md").read_text()
@@ -33,4 +33,6 @@ def test_the_arithmetic() -> None:
     assert figures["shards"] == 61_036
     assert figures["window"] == 2 * 16 * 4 * 973
     assert figures["vectors"] == 2.08e12
+    assert scale.rows_in("l4", 5) == 540  # 5 s of 65,154 tokens/s, 600 each: 542.9
+    assert figures["cold"] == pytest.approx(16 * 301.04 / 3600)
     assert [scale.big(value, "B") for value in (2.08e12, 40_900, 973, 0.5)] == ["2.08 TB", "40.9 kB", "973 B", "0.5 B"]

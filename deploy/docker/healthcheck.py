@@ -1,6 +1,7 @@
-"""What an image's HEALTHCHECK runs: asks this container's own /healthz. Exit code 0 if it says that work moves, else 1.
+"""What an image's HEALTHCHECK runs: asks this container's own /healthz and prints the answer. Exit code 0 if work moves, else 1.
 
-Of the standard library alone, since the images have no curl; past any proxy that the environment names.
+By hand also `python -P /opt/healthcheck.py /readyz`. Of the standard library alone, since the images have no curl; past any proxy that
+the environment names.
 """
 
 import http.client
@@ -19,7 +20,7 @@ def main() -> int:
     bind = os.environ.get("LADING_METRICS_BIND", "")
     connection = http.client.HTTPConnection(LOOPBACK.get(bind, bind), port, timeout=TIMEOUT_S)
     try:
-        connection.request("GET", "/healthz")
+        connection.request("GET", sys.argv[1] if len(sys.argv) > 1 else "/healthz")
         answer = connection.getresponse()
         print(answer.status, answer.read(2000).decode(errors="replace").strip())
         return 0 if answer.status == 200 else 1

@@ -11,6 +11,8 @@ from pathlib import Path
 TARGETS = ("producer", "worker-cpu", "worker-cuda")
 LABELS = ("title", "description", "version", "revision", "licenses")
 WRITTEN = ("HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME")  # folders that programs write to
+UNINSTALLED = ("pip uninstall --yes pip", "rm -rf /usr/local/bin/pip* /usr/local/lib/python3.*/ensurepip")
+HEALTH_PORT = "9464"  # of healthcheck.py, unless it is told another
 LEAST_UID = 10_000  # no user of a usual host
 PINNED = re.compile(r".+@sha256:[0-9a-f]{64}|.+:v?\d+\.\d+\.\d+[\w.-]*")
 
@@ -101,8 +103,12 @@ def _target(steps: list[tuple[str, str]]) -> list[str]:
             if not any(Path(environment.get(name, "/")).joinpath("lading").is_relative_to(volume) for volume in volumes)]  # fmt: skip
     labels = " ".join(rest for word, rest in steps if word == "LABEL")
     bad += [f"no label {name}" for name in LABELS if f"org.opencontainers.image.{name}=" not in labels]
-    bad += [f"what runs has what builds: {rest}" for word, rest in steps
-            if word == "RUN" and re.search(r"\b(apt-get|apk|pip|gcc|make)\b", rest)]  # fmt: skip
+    ran = [rest for word, rest in steps if word == "RUN"]
+    bad += [f"what runs has what builds: {rest}" for rest in ran
+            if re.search(r"\b(apt-get|apk|gcc|make)\b|\bpip\S* (--python \S+ )?(install|download|wheel)\b", rest)]  # fmt: skip
+    bad += [f"the base's pip stays: no {words}" for words in UNINSTALLED if not any(words in rest for rest in ran)]
+    if environment.get("LADING_METRICS_PORT") != HEALTH_PORT:
+        bad.append(f"the health check asks port {HEALTH_PORT}, where nothing is served")
     return bad
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import helm_python
 import pytest
 import yaml
 
+from benchmarks import scale
 from lading.cli.app import cli
 from lading.config import settings
 from lading.config.errors import UsageError
@@ -119,6 +122,27 @@ def test_several_gpus_a_pod():
     assert policy_problems(objects) == []
 
 
+def test_several_gpus_a_pod_by_default():
+    """Where poolDefaults say how many GPUs a pod has, each of its workers is scraped too."""
+    objects = render(merged(preset("aws", "h100"), {"poolDefaults": {"gpu": {"count": 4}}}))
+    assert len(named(objects, "PodMonitor", "lading-worker")["spec"]["podMetricsEndpoints"]) == 1  # h100 says 1 itself
+    values = preset("aws", "h100")
+    del values["pools"]["h100"]["gpu"]["count"]
+    objects = render(merged(values, {"poolDefaults": {"gpu": {"count": 4}}}))
+    assert len(named(objects, "PodMonitor", "lading-worker")["spec"]["podMetricsEndpoints"]) == 4
+
+
+@pytest.mark.parametrize("where", ["pools", "poolDefaults"])
+def test_a_bulk_pool_has_one_gpu_a_pod(where: str):
+    """Workers of a bulk pod end each by itself: with several GPUs the idle ones would be held, so it is refused."""
+    values = preset("aws", "a100")
+    del values["pools"]["a100"]["gpu"]["count"]
+    more = {"gpu": {"count": 2}}
+    values = merged(values, {"pools": {"a100": more}} if where == "pools" else {"poolDefaults": more})
+    with pytest.raises(helm_python.HelmError, match=r"pools\.a100: mode bulk with gpu\.count 2"):
+        render(values)
+
+
 def test_times_follow_from_shards_and_models():
     """Longer shards and models mean a longer cooldown and grace; on spot the grace leaves room within the notice."""
     slow = {"h100": {"shardSeconds": 900, "loadSeconds": 600}, "l4": {"shardSeconds": 900}}
@@ -131,6 +155,12 @@ def test_times_follow_from_shards_and_models():
     assert environment(objects, "l4")["LADING_GRACE_S"] == "85"
     gke = render(merged(preset("gcp", "l4"), {"pools": {"l4": {"shardSeconds": 900}}}))
     assert environment(gke, "l4")["LADING_GRACE_S"] == "5"
+    page = (DEPLOY.parent / "docs/autoscaling.md").read_text()
+    for cloud, made in (("AWS", objects), ("GCP", gke)):
+        pod = named(made, "Deployment", "lading-worker-l4")["spec"]["template"]["spec"]
+        grace, patience = environment(made, "l4")["LADING_GRACE_S"], pod["terminationGracePeriodSeconds"]
+        assert re.search(rf"^\| {cloud} \| [^|]+ \| {grace} \| {patience} \|$", page, re.MULTILINE)
+        assert scale.GRACE_S[cloud] == int(grace)
 
 
 def test_capacity(everything: list[Object]):
@@ -196,6 +226,27 @@ def test_metadata_of_nodes():
         assert [one for one in blocks if one.startswith("169.254.")] == reached
 
 
+def test_names_are_resolved_by_the_cache_too():
+    """Where names are looked up, pods of NodeLocal DNSCache are reached beside kube-dns, and no other pod; {} leaves them out."""
+
+    def peers(values: dict[str, Any]) -> list[Object]:
+        (rule,) = named(render(values), "NetworkPolicy", "lading-all")["spec"]["egress"]
+        assert {port["port"] for port in rule["ports"]} == {53}
+        return rule["to"]
+
+    def pods(app: str) -> Object:
+        return {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+            "podSelector": {"matchLabels": {"k8s-app": app}},
+        }
+
+    both = [pods("kube-dns"), pods("node-local-dns")]
+    assert peers(preset("aws", "cpu")) == both
+    assert peers(preset("gcp", "cpu")) == [*both, {"ipBlock": {"cidr": "169.254.20.10/32"}}]
+    # As helm: null takes a default away, and {} would be merged into it.
+    assert peers(merged(preset("aws", "cpu"), {"networkPolicy": {"dns": {"nodeLocal": None}}})) == both[:1]
+
+
 def test_offline(everything: list[Object]):
     """Who has all models in the cache can close the way to the hub."""
     offline = {"settings": {"offline": True}, "networkPolicy": {"hub": {"cidrs": []}}}
@@ -242,6 +293,92 @@ def test_rules_and_dashboards_are_the_deployments_own():
     assert sorted(shown) == sorted(one.removeprefix("dashboards/") for one in sources if one != "rules.yaml")
     found = [one["spec"] for one in objects if one["kind"] == "PrometheusRule"]
     assert found == ([yaml.safe_load(rules.read_text())] if rules.exists() else [])
+
+
+def test_a_pod_is_asked_at_the_port_that_it_says(everything: list[Object]):
+    """Where something listens, LADING_METRICS_PORT is that port, the exporter's too: the image's health check can be run by hand."""
+    seen: set[int] = set()
+    for title, _, pod in pods_of(everything):
+        (container,) = pod["spec"]["containers"]
+        said = {one["name"]: one.get("value") for one in container["env"]}["LADING_METRICS_PORT"]
+        ports = [port["containerPort"] for port in container.get("ports", [])] or [0]
+        assert int(said) == ports[0], title
+        seen.add(ports[0])
+    assert seen == {9464, 9465, 0}
+
+
+def test_notes_say_what_to_install():
+    """What submits jobs of the hub's models to a bucket: the hub's client, and that of the cloud's buckets."""
+    for cloud, store in (("aws", "s3"), ("gcp", "gs")):
+        with helm_python.Chart.load(CHART) as chart:
+            files = chart.render(preset(cloud, "cpu"), name="lading", namespace="work")
+        assert f"pip install 'lading[worker,{store}]'" in files["lading/templates/NOTES.txt"]
+
+
+# Cores, memory in GiB and GPUs of every machine that the modules, their examples or their README name for a pool.
+MACHINES = {
+    "c7i.4xlarge": (16, 32, 0), "c7a.4xlarge": (16, 32, 0), "c6i.4xlarge": (16, 32, 0),
+    "g6.xlarge": (4, 16, 1), "g6.2xlarge": (8, 32, 1), "g6.4xlarge": (16, 64, 1),
+    "p4d.24xlarge": (96, 1152, 8), "p4de.24xlarge": (96, 1152, 8),
+    "p5.4xlarge": (16, 256, 1), "p5.48xlarge": (192, 2048, 8), "p5e.48xlarge": (192, 2048, 8), "p5en.48xlarge": (192, 2048, 8),
+    "n2-standard-16": (16, 64, 0), "c3-standard-22": (22, 88, 0),
+    "g2-standard-4": (4, 16, 1), "g2-standard-8": (8, 32, 1), "g2-standard-12": (12, 48, 1),
+    "a2-highgpu-1g": (12, 85, 1), "a3-highgpu-1g": (26, 234, 1),
+}  # fmt: skip
+
+
+def offered(pool: str) -> Iterator[str]:
+    for file in sorted((DEPLOY / "terraform").rglob("*")):
+        if file.suffix in (".tf", ".md"):
+            for types in re.findall(rf"^ +{pool} +=[^\]]*?_types += \[([^\]]+)\]", file.read_text(), re.MULTILINE):
+                yield from re.findall(r'"([^"]+)"', types)
+
+
+def left_to_pods(cores: int, gib: float) -> tuple[float, float]:
+    """Of a machine, when Kubernetes and what runs on each node (GKE's share, the larger) have theirs: cores and GiB."""
+    steps = ((4, 0.25), (4, 0.2), (8, 0.1), (112, 0.06), (1e9, 0.02))
+    kept, rest = 0.6, float(gib)
+    for size, share in steps:
+        kept += min(rest, size) * share
+        rest -= min(rest, size)
+    return cores - 0.8, gib - kept
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_a_worker_fits_on_every_machine_of_its_pool(name: str):
+    """The smallest that the Terraform modules name included: a pod that asks for more than a node has is never placed."""
+    pod = preset(name)["pools"][name]
+    asked = pod["resources"]["requests"]
+    machines = set(offered(name))
+    assert len(machines) >= 3
+    for machine in machines:
+        cores, gib, gpus = MACHINES[machine]
+        there = left_to_pods(cores, gib)
+        workers = gpus // pod["gpu"]["count"] if gpus else 1
+        assert workers * float(asked["cpu"]) <= there[0], machine
+        assert workers * float(asked["memory"].removesuffix("Gi")) <= there[1], machine
+
+
+def test_the_bundled_redis_is_configured_as_ours_is():
+    """Every line of deploy/redis/redis.conf is in the chart's, and half of the memory is left to rewriting the log and to clients."""
+    objects = render(preset("trial", "cpu"))
+
+    def directives(text: str) -> set[str]:
+        return {line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")}
+
+    ours = directives((DEPLOY / "redis/redis.conf").read_text())
+    assert "lua-time-limit 1000" in ours
+    assert ours <= directives(named(objects, "ConfigMap", "lading-redis")["data"]["redis.conf"])
+    (server,) = named(objects, "StatefulSet", "lading-redis")["spec"]["template"]["spec"]["containers"]
+    assert server["resources"]["limits"] == {"memory": "1Gi"}
+
+
+def test_submissions_have_room_for_models():
+    """The cache of a submission's pod is what values say."""
+    for given, size in (({}, "20Gi"), ({"submissions": {"cache": {"size": "90Gi"}}}, "90Gi")):
+        objects = render(merged(preset("aws", "cpu"), given))
+        job = named(objects, "CronJob", "lading-submit-nightly")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        assert {"name": "cache", "emptyDir": {"sizeLimit": size}} in job["volumes"]
 
 
 # -- the chart and the program

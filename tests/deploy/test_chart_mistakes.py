@@ -29,6 +29,8 @@ pytestmark = pytest.mark.deploy
         {"images": {"producer": {"repository": "x", "tag": "latest"}}},
         {"images": {"producer": {"digest": "sha256:12"}}},
         {"networkPolicy": {"objectStores": {"cidrs": ["everything"]}}},
+        {"submissions": {"cache": {"sizes": "1Gi"}}},
+        {"networkPolicy": {"dns": {"nodeLocal": "node-local-dns"}}},
         {"schedules": {"nightly": {"cron": "0 2 * * *"}}},
         {"redis": {"host": "redis://redis.internal:6379"}},
         {"monitoring": {"objects": "yes"}},

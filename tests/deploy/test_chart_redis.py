@@ -151,6 +151,6 @@ def test_the_bundled_redis_forgets_nothing(guarded: RedisServer):
     guarded.start()
     with redis.Redis(port=guarded.port, username="admin", password="admin") as admin:
         said = admin.config_get("*")
-    assert (said["maxmemory-policy"], said["appendonly"], int(said["maxmemory"])) == ("noeviction", "yes", 768 << 20)
+    assert (said["maxmemory-policy"], said["appendonly"], int(said["maxmemory"])) == ("noeviction", "yes", 512 << 20)
     counts = queue.counts()
     assert (counts.waiting, counts.in_flight) == (1, 1)

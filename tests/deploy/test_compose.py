@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,19 @@ def test_the_images_are_the_dockerfile_s() -> None:
         if build := service.get("build"):
             assert build["target"] in found
             assert (DEPLOY / build["context"] / build["dockerfile"]).samefile(DEPLOY / "docker/Dockerfile")
+
+
+def test_the_tool_settles_recipes_of_the_hub_s_models() -> None:
+    """Its image has the hub's client, which `submit` needs, and its network leads to the hub."""
+    tool = resolved(TEXT)["services"][TOOL]
+    dockerfile = stages((DEPLOY / "docker/Dockerfile").read_text())
+    installs = {
+        name: " ".join(rest for word, rest in stage.steps if word == "RUN") for name, stage in dockerfile.items()
+    }
+    assert "[worker," in installs[f"{tool['build']['target']}-environment"]
+    extras = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert any(one.startswith("huggingface-hub") for one in extras["worker"])
+    assert "edge" in tool["networks"]
 
 
 def test_a_folder_of_one_s_own_stands_in_place_of_the_data() -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from lading.pipelines.spec import from_dict
-from tests.deploy.chart_rules import merged, named, policy_problems, preset, render
+from tests.deploy.chart_rules import merged, named, pods_of, policy_problems, preset, render
 
 pytestmark = pytest.mark.deploy
 
@@ -80,6 +80,33 @@ def test_its_first_job_is_one(scheme: str):
     spec = from_dict(job, "job.yaml")
     assert spec.sink.to == f"lancedb://{scheme}://lading-1/outputs/first/docs"
     assert "create job first --from=cronjob/lading-submit-first" in GUIDE
+
+
+@pytest.mark.parametrize("page", ["deploy/README.md", "deploy/helm/lading/README.md"])
+def test_its_secrets_hold_what_pods_read_and_no_more(page: str):
+    """Each secret of Redis has the files that the chart mounts: the administrator's password stays where it was made."""
+    mounted = {"autoscaler.password"}  # KEDA's own, by TriggerAuthentication
+    for _, _, pod in pods_of(render(preset("aws", "cpu"))):
+        for volume in pod["spec"]["volumes"]:
+            for source in (volume.get("projected") or {}).get("sources", []):
+                mounted |= {item["key"] for item in source.get("secret", {}).get("items", [])}
+    text = (ROOT / page).read_text()
+    commands = re.findall(r"create secret generic lading-redis (--from-file=.*)$", text, re.MULTILINE)
+    assert len(commands) == {"deploy/README.md": 3, "deploy/helm/lading/README.md": 2}[page]
+    bundled = 0
+    for command in commands:
+        shown = subprocess.run(["bash", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True)
+        files = {line.rpartition("/")[2] for line in shown.stdout.splitlines()}
+        bundled += "users.acl" in files
+        assert files - {"users.acl"} == mounted
+    assert bundled == 1
+
+
+def test_nothing_is_built_again_for_google():
+    """The images carry the clients of both clouds' buckets, so the guide adds none."""
+    dockerfile = (ROOT / "deploy/docker/Dockerfile").read_text()
+    assert dockerfile.count("s3,gs]") == 3
+    assert "docker build" not in GUIDE
 
 
 def test_its_users_of_elasticache_have_the_rights_of_the_files():

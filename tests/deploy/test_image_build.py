@@ -125,9 +125,11 @@ for place in ("/", "/opt/lading", "/etc", "/usr", "/run", "/var/tmp", "/data", "
         "/tmp",
         "/var/lib/lading",
     ]
-    for tool in ("gcc", "cc", "opt/lading/bin/pip", "curl", "wget"):
-        for folder in ("usr/bin", "usr/local/bin", ""):
-            assert not (container.root / folder / tool).exists(), tool
+    for tool in ("gcc", "cc", "pip*", "curl", "wget"):
+        for folder in ("usr/bin", "usr/local/bin", "opt/lading/bin"):
+            assert list((container.root / folder).glob(tool)) == []
+    for top in ("usr", "opt"):  # neither pip nor the wheel that another is made of
+        assert [*(container.root / top).rglob("pip/__main__.py"), *(container.root / top).rglob("pip-*.whl")] == []
     labels = images.config(image)["Labels"]
     assert labels["org.opencontainers.image.title"] in ("lading-producer", "lading-worker-cpu")
     packages = (container.root / "opt/lading/packages.txt").read_text()

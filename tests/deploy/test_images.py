@@ -62,6 +62,10 @@ MUTATIONS = {
     "a signal that workers do not know": ("STOPSIGNAL SIGTERM", "STOPSIGNAL SIGKILL"),
     "a secret": ("ARG REVISION=unknown", "ARG HF_TOKEN=hf_x"),
     "a cache on the root": ("HF_HOME=/var/cache/lading/huggingface", "HF_HOME=/opt/models"),
+    "an installer": ("USER 10001:10001", "RUN python3 -m pip install --constraint constraints.txt x\nUSER 10001:10001"),
+    "the base's pip": ("python3 -m pip uninstall --yes pip", "true"),
+    "links to the base's pip": ("rm -rf /usr/local/bin/pip* ", "rm -rf "),
+    "no port for the health check": ("    LADING_METRICS_PORT=9464 \\\n", ""),
     "a compiler": ("USER 10001:10001", "RUN apt-get install -y gcc\nUSER 10001:10001"),
     "no constraints": ("install --constraint constraints.txt ", "install "),
     "no label": ('LABEL org.opencontainers.image.version="${VERSION}" \\\n      ', "LABEL "),
@@ -99,7 +103,7 @@ class _Answer(http.server.BaseHTTPRequestHandler):
     status = 200
 
     def do_GET(self) -> None:
-        self.send_response(self.status if self.path == "/healthz" else 404)
+        self.send_response({"/healthz": self.status, "/readyz": 503}.get(self.path, 404))
         self.end_headers()
         self.wfile.write(b"no batch for 300 s")
 
@@ -117,9 +121,9 @@ def answering() -> Iterator[http.server.HTTPServer]:
         thread.join()
 
 
-def check(**environment: str) -> subprocess.CompletedProcess[str]:
+def check(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     script = str(ROOT / "deploy/docker/healthcheck.py")
-    return subprocess.run([sys.executable, "-I", script], env=environment, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-I", script, *words], env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("status", [200, 503])
@@ -132,6 +136,12 @@ def test_the_health_check_asks_the_process(
     for bind in ("", "0.0.0.0", "127.0.0.1"):
         done = check(LADING_METRICS_PORT=port, LADING_METRICS_BIND=bind, http_proxy="http://127.0.0.1:1")
         assert (done.returncode, done.stdout) == (int(status != 200), f"{status} no batch for 300 s\n")
+
+
+def test_the_health_check_asks_what_it_is_told_to(answering: http.server.HTTPServer) -> None:
+    """A person may have it ask /readyz, for the reason."""
+    done = check("/readyz", LADING_METRICS_PORT=str(answering.server_address[1]))
+    assert (done.returncode, done.stdout) == (1, "503 no batch for 300 s\n")
 
 
 def test_the_health_check_fails_where_nobody_answers() -> None:

@@ -83,6 +83,14 @@ def test_commands_can_be_typed() -> None:
         parsed(command)
 
 
+def test_a_container_is_asked_by_what_it_has() -> None:
+    """No page has curl run in a pod: the images have the health check's script, at the place that is named."""
+    text = " ".join((ROOT / RUNBOOK).read_text().split())
+    (script,) = set(re.findall(r"kubectl exec POD -- python -P (\S+?)`", text))
+    assert f"COPY deploy/docker/healthcheck.py {script}\n" in (ROOT / "deploy/docker/Dockerfile").read_text()
+    assert not re.search(r"exec [^`]*-- curl", text)
+
+
 def test_queries_name_what_is_exposed() -> None:
     """Every line of a promql block is a query over series, labels and values that there are."""
     known = known_with([rule for rule in rules() if "record" in rule]) | SCRAPED

@@ -105,8 +105,9 @@ def scheduler(once: bool, as_json: bool, metrics_port: int | None, metrics_bind:
     Sends what is not done as there is room, restores what dead workers held, brings into view what nobody did. Any number of them may
     run; they take turns.
     """
+    from ..config.errors import StopJob
     from ..config.settings import load
-    from ..pipelines.sweep import HUNGRY
+    from ..pipelines.sweep import HUNGRY, LEAD
     from ..schedulers.outages import patiently
 
     settings, sweeper = opt.with_metrics(load(), metrics_port, metrics_bind), queues().sweeper()
@@ -120,10 +121,13 @@ def scheduler(once: bool, as_json: bool, metrics_port: int | None, metrics_bind:
     meter = _metered(settings)
     with orderly_stop(SCHEDULING) as stop:
         while not stop.is_set():
-            began = time.monotonic()
-            swept = patiently(lambda: _sweep(sweeper, settings.sweep_interval_s), stop)
-            if meter is not None:
-                meter.swept(swept, time.monotonic() - began)
+            began, swept = time.monotonic(), None
+            try:
+                swept = patiently(lambda: sweeper.sweep(lead_s=LEAD * settings.sweep_interval_s), stop)
+                if meter is not None:  # of passes that ended, and of nothing else: health is what it hears
+                    meter.swept(swept, time.monotonic() - began)
+            except StopJob as error:  # the registry's store is away: it may come back
+                tell(log, "sweep failed", why=error)
             if swept is not None and as_json:
                 click.echo(json.dumps(swept.to_dict()))
             soon = swept is not None and swept.hungry
@@ -153,17 +157,6 @@ def _metered(settings: Settings) -> SweepMeter | None:
     where = settings.metrics_bind, settings.metrics_port
     Endpoint(*where, meter.book.registry, unhealthy=meter.unhealthy, unready=meter.unready)
     return meter
-
-
-def _sweep(sweeper: Any, interval_s: float) -> Swept | None:
-    from ..config.errors import StopJob
-    from ..pipelines.sweep import LEAD
-
-    try:
-        return sweeper.sweep(lead_s=LEAD * interval_s)
-    except StopJob as error:  # the registry's store is away: it may come back
-        tell(log, "sweep failed", why=error)
-        return None
 
 
 def _swept(swept: Swept) -> str:

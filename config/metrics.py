@@ -105,7 +105,9 @@ WORKER = (
     Series("commit_seconds", "histogram", "Seconds of a commit that brought rows into view.", _SINK, WORK_S),
     Series("commit_conflicts_total", "counter", "Commits that another writer was faster than, and that were tried again.", _SINK),
     Series("uncommitted_rows", "gauge", "Rows that are published, or wait for their table, and are not in view yet.", _SINK),
-    Series("last_commit_timestamp_seconds", "gauge", "When rows were last brought into view or, where that is later, when the first of those that wait now began to.", _SINK),
+    Series("uncommitted_since_timestamp_seconds", "gauge", "Since when rows wait for this process to bring them into view, of the output whose rows wait longest; absent "
+           "while none wait.", _SINK),
+    Series("last_commit_timestamp_seconds", "gauge", "When rows were last brought into view, of any output.", _SINK),
     Series("worker_price_dollars_per_hour", "gauge", "What the machine of this worker costs, from the settings; absent where they do not say.",
            {**_POOL, "capacity": ("on-demand", "spot")}),
     Series("worker_start_timestamp_seconds", "gauge", "When the process started.", _POOL),

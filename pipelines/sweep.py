@@ -51,7 +51,7 @@ class Swept:
     hungry: bool = False  # a window was more than half empty and could be filled: the next pass should come soon
     faults: dict[str, str] = dataclasses.field(default_factory=dict)  # job -> why it cannot be looked at
     left: dict[str, int] = dataclasses.field(default_factory=dict)  # pool -> shards that are not done
-    endings: list[Ending] = dataclasses.field(default_factory=list)  # of jobs since the last pass
+    endings: list[Ending] = dataclasses.field(default_factory=list)  # of jobs since the last pass that is told
     open: int = 0  # jobs that are not over
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,6 +70,7 @@ class Sweeper:
         self._turns = Turns(broker)
         self._care = Aftercare(registry, broker)
         self._endings = Endings(registry)
+        self._ended: list[Ending] = []  # that no pass has told yet: one that breaks off leaves them to the next
         self._follow_next = 0.0
         self._watched: dict[str, Watched] = {}
         self._untold = ""  # why the broker did not tell what workers hold
@@ -94,6 +95,7 @@ class Sweeper:
             swept = self._pass(thorough)
         finally:
             self._turns.end()
+        swept.endings, self._ended = self._ended, []
         did = {"restored": swept.restored, "sent": swept.sent, "folded": swept.folded, "ended": swept.ended}
         if any(did.values()):
             tell(log, "swept", **did, faults=len(swept.faults))
@@ -124,7 +126,7 @@ class Sweeper:
         now = self._clock()
         roomy = [pool for pool in self.pools.values() if anew or self._has_room(pool)]
         if roomy or now >= self._follow_next or self._care.due(self._watched, now):
-            swept.endings += self._follow(anew, now)
+            self._ended += self._follow(anew, now)
             self._follow_next = now + LOOK_S
             for pool in roomy:
                 jobs = [job for job in self._watched.values() if job.entry.pool == pool.name]
@@ -217,7 +219,7 @@ class Sweeper:
         cared = self._care.look_after(job, self._clock(), at_once=thorough)
         swept.folded += cared.folded
         if cared.failed:
-            swept.endings.append(ending(job.entry, "failed", time.time()))
+            self._ended.append(ending(job.entry, "failed", time.time()))
         if cared.over:
             swept.ended += 1
             self._drop(job.entry.job)

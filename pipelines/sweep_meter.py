@@ -26,7 +26,7 @@ class SweepMeter:
         self._heard = False
 
     def swept(self, swept: Swept | None, seconds: float) -> None:
-        """One pass; None: it was another process's turn."""
+        """A pass that ended; None: it was another process's turn. One that failed is not told: a process of which all fail is unhealthy."""
         self._last, self._heard = time.monotonic(), True
         if swept is None:
             self._others += 1

@@ -391,36 +391,102 @@ def test_the_price_is_told_where_it_is_known(workers: Workers, monkeypatch: pyte
 def test_rows_that_do_not_come_into_view_are_told(
     workers: Workers, tmp_path: Path, kinds: list[Kind], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Published rows whose commits fail stay uncommitted, since when they wait is told, and both end with a commit."""
+    """How many, and since when those of an output wait whose commits fail, whatever is committed to others; until they are in view."""
     from lading.workers import folding
 
-    settle, broken = folding.settle, threading.Event()
+    settle, broken, failed = folding.settle, threading.Event(), Counter[str]()
+    broken.set()
 
-    def failing(*given: Any) -> Any:
-        if not broken.is_set():
+    def failing(job: Any, *given: Any) -> Any:
+        if broken.is_set() and job.sink.output.data.endswith("/out"):
+            failed["out"] += 1
             raise StopJob("no space left on device")
-        return settle(*given)
+        return settle(job, *given)
+
+    def job_to(name: str, rows: int) -> Any:
+        return submit(
+            kinds[0].spec(corpus_of(tmp_path / f"{name}.parquet", swapping.texts(rows)), f"parquet://{tmp_path}/{name}")
+        )
 
     monkeypatch.setattr(folding, "settle", failing)
+    monkeypatch.setattr(folding, "FIRST_PAUSE_S", 0.1)
     one = workers.make(metered=True)
     began = time.time()
     one.worker.start()
-    job = submit(kinds[0].spec(corpus_of(tmp_path / "in.parquet", swapping.texts(16)), f"parquet://{tmp_path}/out"))
+    assert not told_by(one).values("uncommitted_since_timestamp_seconds")
+    stuck = job_to("out", 16)
     until(lambda: told_by(one).value("uncommitted_rows", sink="parquet") == 16)
     waiting = told_by(one)
-    since = waiting.value("last_commit_timestamp_seconds", sink="parquet")
+    since = waiting.value("uncommitted_since_timestamp_seconds", sink="parquet")
     assert began <= since <= time.time()
     assert waiting.total("commit_seconds_count") == 0
-    broken.set()
-    until(lambda: ended(job))
+    assert waiting.values("last_commit_timestamp_seconds") == []
+    other = job_to("other", 8)
+    until(lambda: ended(other) and told_by(one).value("uncommitted_rows", sink="parquet") == 16)
+    until(lambda: failed["out"] >= 3)
+    # It is another's turn all the time: that is no reason to hope, for one who failed.
+    one.worker.broker.client.set(f"lading.folding:{tmp_path}/out", 1)
+    until(lambda before=failed["out"]: failed["out"] >= before + 2)
+    found = told_by(one)
+    assert found.value("last_commit_timestamp_seconds", sink="parquet") > since
+    assert found.value("uncommitted_since_timestamp_seconds", sink="parquet") == pytest.approx(since, abs=0.01)
+    broken.clear()
+    until(lambda: ended(stuck))
     until(lambda: told_by(one).value("uncommitted_rows", sink="parquet") == 0)
     found = told_by(one)
-    assert found.value("commit_seconds_count", sink="parquet") == 1
-    last = found.value("last_commit_timestamp_seconds", sink="parquet")
-    assert last > since
-    broken.clear()  # rows that begin to wait long after a commit do not wait since then
-    again = time.time()
-    submit(kinds[0].spec(corpus_of(tmp_path / "again.parquet", swapping.texts(8)), f"parquet://{tmp_path}/again"))
-    until(lambda: told_by(one).value("uncommitted_rows", sink="parquet") == 8)
-    assert told_by(one).value("last_commit_timestamp_seconds", sink="parquet") >= again > last
+    assert found.values("uncommitted_since_timestamp_seconds") == []
+    assert found.value("commit_seconds_count", sink="parquet") >= 2
+
+
+def test_rows_whose_turn_is_another_s_do_not_age(workers: Workers, tmp_path: Path, kinds: list[Kind]) -> None:
+    """Whoever has the turn takes them along: a worker that never gets one has no reason to think that nobody commits."""
+    one = workers.make(metered=True)
+    one.worker.broker.client.set(f"lading.folding:{tmp_path}/out", 1)
+    one.worker.start()
+    submit(kinds[0].spec(corpus_of(tmp_path / "in.parquet", swapping.texts(16)), f"parquet://{tmp_path}/out"))
+    until(lambda: told_by(one).value("uncommitted_rows", sink="parquet") == 16)
+    published = time.time()
+    until(lambda: told_by(one).value("uncommitted_since_timestamp_seconds", sink="parquet") > published)
+    assert told_by(one).value("uncommitted_rows", sink="parquet") == 16
+
+
+def test_requests_that_wait_for_their_table_are_told(
+    workers: Workers, tmp_path: Path, kinds: list[Kind], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many rows and since when, of a table whose store fails beside one whose does not."""
+    from lading.workers import into as tables
+
+    upsert, broken = tables.upsert.upsert, threading.Event()
     broken.set()
+
+    def failing(url: str, *given: Any, **more: Any) -> Any:
+        if broken.is_set() and url.endswith("/bad"):
+            raise StopJob("no space left on device")
+        return upsert(url, *given, **more)
+
+    monkeypatch.setattr(tables.upsert, "upsert", failing)
+    monkeypatch.setattr(tables, "AGAIN_S", 0.1)
+    one = workers.make(metered=True)
+
+    def asked(table: str) -> str:
+        request = Request(
+            "encode", str(kinds[0].folder), ["a", "b"], into=f"lancedb://{tmp_path}/db/{table}", ids=["1", "2"]
+        )
+        one.worker.requests.send([request_message(request, id=(id := uuid.uuid4().hex), now=time.time())])
+        return id
+
+    began = time.time()
+    one.worker.start()
+    stuck = asked("bad")
+    until(lambda: told_by(one).value("uncommitted_rows", sink="lancedb") == 2)
+    since = told_by(one).value("uncommitted_since_timestamp_seconds", sink="lancedb")
+    assert began <= since <= time.time()
+    fine = asked("good")
+    until(lambda: one.answer(fine))
+    found = told_by(one)
+    assert found.value("last_commit_timestamp_seconds", sink="lancedb") > since
+    assert found.value("uncommitted_since_timestamp_seconds", sink="lancedb") == pytest.approx(since, abs=0.01)
+    broken.clear()
+    until(lambda: one.answer(stuck))
+    until(lambda: told_by(one).value("uncommitted_rows", sink="lancedb") == 0)
+    assert told_by(one).values("uncommitted_since_timestamp_seconds") == []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lading.config.errors import BrokerError
 from lading.pipelines import endings, sweep_meter
 from lading.pipelines.steering import cancel, retry
 from lading.pipelines.submit import Queues
@@ -145,6 +146,29 @@ def test_a_damaged_job_stops_no_count(at: Queues, tmp_path: Path, tiny_encoder: 
     assert jobs(process.once()) == {"done": 1}
 
 
+def test_a_pass_that_breaks_off_loses_no_end(at: Queues, tmp_path: Path, tiny_encoder: Path) -> None:
+    """What it had seen to end, well or not, is told by the next pass that comes to its own end, once."""
+    process = Swept(at)
+    process.once()
+    for name in "ab":
+        submitted(at, job_spec(tmp_path, tiny_encoder, name, 1))
+    [bad] = [entry for entry in at.registry.list_open() if entry.output.endswith("/b")]
+    publish(bad.open(), 0, failed="no such file")
+    process.once()
+    work(at)
+    redis = at.broker.client
+    redis.execute_command("ACL", "SETUSER", "default", "resetkeys", "~lading.sw*", "~*.requests*", "~*.shards*")
+    try:
+        for after_s in (6.0, 600.0):
+            with pytest.raises(BrokerError) as denied:
+                process.once(after_s)
+            assert "publish_totals" in {step.name for step in denied.traceback}
+    finally:
+        redis.execute_command("ACL", "SETUSER", "default", "allkeys")
+    for _ in range(2):
+        assert jobs(process.once()) == {"done": 1, "failed": 1}
+
+
 def test_health_is_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not ready before the first, unhealthy when none has ended for long; another's lead is as good."""
     meter = SweepMeter()
@@ -175,5 +199,26 @@ def test_the_command_serves_it(redis_server: RedisServer, tmp_path: Path, tiny_e
         second = Process((*LADING, "scheduler", "--metrics-port", str(port)), environment, tmp_path / "second")
         assert second.wait() == 2
         assert second.said().startswith(f"lading: metrics cannot be served on 127.0.0.1:{port} ")
+    finally:
+        process.close()
+
+
+def test_a_scheduler_whose_passes_fail_is_not_ready(redis_server: RedisServer, tmp_path: Path) -> None:
+    """A pass that could not read LADING_JOBS is none that has ended; with the store back, it is ready."""
+    port, registry = free_port(), tmp_path / "registry"
+    environment = {
+        "LADING_BROKER_URL": redis_server.url,
+        "LADING_JOBS": str(registry),
+        "LADING_SWEEP_INTERVAL_S": "0.1",
+    }
+    registry.mkdir()
+    (registry / "open").write_text("in the way")
+    process = Process((*LADING, "scheduler", "--metrics-port", str(port)), environment, tmp_path / "log")
+    try:
+        process.until(lambda: process.said().count("sweep failed") >= 3)
+        assert get(port, "/readyz") == (503, "no pass yet\n")
+        assert scrape(port).total("sweep_seconds_count") == 0
+        (registry / "open").unlink()
+        process.until(lambda: get(port, "/readyz")[0] == 200)
     finally:
         process.close()

@@ -68,9 +68,9 @@ class Answers:
         """Whether so much waits for its table that no more should be begun."""
         return self._tables.behind
 
-    def waiting_rows(self) -> int:
-        """Results that wait for a table whose store fails."""
-        return self._tables.waiting_rows()
+    def waiting(self) -> list[tuple[int, float]]:
+        """Results that wait for tables whose store fails: for each how many rows, and since when (monotonic)."""
+        return self._tables.waiting()
 
     def end(self, timeout_s: float) -> None:
         """Answer what was given, then end."""

@@ -9,7 +9,6 @@ import dataclasses
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 
 from ..config.errors import BrokerError, LadingError
@@ -52,7 +51,8 @@ class Folds:
         self._interval_s, self._beat, self._meter = interval_s, beat, meter or Meter()
         self._lock = threading.Lock()
         self._waiting: dict[str, OpenJob] = {}  # of which this process published shards since its last fold
-        self._rows: dict[str, tuple[str, int]] = {}  # by job: the kind of sink, and the rows of those shards
+        # By job: the kind of sink, the rows of those shards, and since when (monotonic) they wait for a fold of this process.
+        self._rows: dict[str, tuple[str, int, float]] = {}
         self._faults: dict[str, _Fault] = {}
         self._next: dict[str, float] = {}  # when a job may be folded again here
         self._ended = threading.Event()
@@ -71,27 +71,26 @@ class Folds:
         job, kind = opened.job.id, opened.job.sink.output.kind
         with self._lock:
             self._waiting[job] = opened
-            first = rows > 0 and not any(count for of, count in self._rows.values() if of == kind)
-            self._rows[job] = kind, self._rows.get(job, ("", 0))[1] + rows
-        if first:
-            self._meter.waits(kind)
+            _, before, since = self._rows.get(job, (kind, 0, 0.0))
+            self._rows[job] = kind, before + rows, since if before else time.monotonic()
 
-    def waiting_rows(self) -> Counter[str]:
-        """By kind of sink, those that this process published and has not seen in view yet."""
+    def waiting(self) -> list[tuple[str, int, float]]:
+        """Rows that this process published and has not seen in view yet. For each job the kind of sink, how many, and since when
+        (monotonic) they wait; time in which it was another's turn to fold, who takes them along, does not count."""
         with self._lock:
-            rows = list(self._rows.values())
-        return sum((Counter({kind: count}) for kind, count in rows), Counter())
+            return list(self._rows.values())
 
     def _fold_on(self) -> None:
         while not self._ended.wait(self._interval_s):
             now = time.monotonic()
             for opened in self._take():
                 fault = self._faults.get(opened.job.id)
-                early = now < max(self._next.get(opened.job.id, 0.0), fault.until if fault else 0.0)
-                if early or not self._turn(opened):
+                if now < max(self._next.get(opened.job.id, 0.0), fault.until if fault else 0.0):
                     self._give_back(opened)
-                else:
+                elif self._turn(opened) or fault:  # who failed learns only by a try of its own that others did not
                     self._fold(opened)
+                else:
+                    self._leave(opened)
         for opened in self._take():  # nobody may come after us: whose turn it is does not matter
             self._fold(opened)
 
@@ -104,10 +103,19 @@ class Folds:
         with self._lock:
             self._waiting.setdefault(opened.job.id, opened)
 
+    def _leave(self, opened: OpenJob) -> None:
+        """It is another's turn. If that one fails, it is the one to tell since when rows wait."""
+        job = opened.job.id
+        self._give_back(opened)
+        with self._lock:
+            if job in self._rows:
+                kind, rows, _ = self._rows[job]
+                self._rows[job] = kind, rows, time.monotonic()
+
     def _fold(self, opened: OpenJob) -> None:
         job, began, kind = opened.job.id, time.monotonic(), opened.job.sink.output.kind
         with self._lock:
-            _, rows = self._rows.get(job, ("", 0))
+            _, rows, _ = self._rows.get(job, (kind, 0, began))
 
         def tell(folded: Folded) -> None:
             if folded.shards:
@@ -123,9 +131,9 @@ class Folds:
         now = time.monotonic()
         self._meter.folded(now - began)
         with self._lock:
-            after = self._rows.pop(job, ("", 0))[1] - rows
+            after = self._rows.pop(job, (kind, 0, began))[1] - rows
             if after > 0:  # published meanwhile
-                self._rows[job] = kind, after
+                self._rows[job] = kind, after, began
         self._next[job] = now + min(SPARING * (now - began), LONGEST_PAUSE_S)
         self._beat()
         if standing.state != "running":

@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 Told = tuple[Asked, Result]
 Entry = tuple[Group, Member, upsert.Rows, list[wire.ItemError]]
+_Table = tuple[str, str, bool]  # with the recipe of what goes there, and whether counts do: what one commit is for
 
 KIND = "lancedb"  # the only kind of table whose rows can be replaced
 AGAIN_S = 2.0  # until a commit that the store did not take is tried again
@@ -47,7 +49,7 @@ class Tables:
         self._given: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
         # Of tables whose store failed; their leases are kept, so that nobody does them again.
         self._left: list[Entry] = []
-        self._failing: dict[str, float] = {}  # since when a table's store fails
+        self._failing: dict[_Table, float] = {}  # since when a table's store fails
         self._thread = threading.Thread(target=self._commit_on, name="lading-into", daemon=True)
 
     def start(self) -> None:
@@ -66,9 +68,12 @@ class Tables:
         """Whether so much waits that no more should be begun."""
         return self._given.qsize() > MOST_BEHIND
 
-    def waiting_rows(self) -> int:
-        """Of requests whose table's store fails."""
-        return sum(len(rows.ids) for _, _, rows, _ in self._left)
+    def waiting(self) -> list[tuple[int, float]]:
+        """Of requests whose table's store fails: for each table how many rows, and since when it does (monotonic)."""
+        rows = Counter[_Table]()
+        for entry in self._left:
+            rows[_table(entry)] += len(entry[2].ids)
+        return [(count, since) for table, count in rows.items() if (since := self._failing.get(table)) is not None]
 
     def end(self, timeout_s: float) -> None:
         """Commit what was given, then end."""
@@ -99,20 +104,19 @@ class Tables:
 
     def _commit(self, given: Sequence[Entry]) -> list[Entry]:
         """One commit for each table and recipe; a table that refuses harms its own requests alone. What is to be tried again."""
-        tables: dict[tuple[str, str, bool], list[Entry]] = {}
+        tables: dict[_Table, list[Entry]] = {}
         for entry in given:
-            tables.setdefault((entry[1].asked.request.into, entry[0].recipe.hash, entry[0].counted), []).append(entry)
+            tables.setdefault(_table(entry), []).append(entry)
         left: list[Entry] = []
-        for (url, hash, counted), entries in tables.items():
+        for table, entries in tables.items():
+            url, hash, counted = table
             group = entries[0][0]
             try:
                 rows = [rows for _, _, rows, _ in entries if rows.ids]
                 done = upsert.upsert(url, group.recipe, group.model, rows, counted=counted)
             except StopJob as error:
                 tell(log, "requests wait", table=url, requests=len(entries), why=error)
-                if url not in self._failing:
-                    self._meter.waits(KIND)
-                left += self._to_try_again(url, entries, str(error))
+                left += self._to_try_again(table, entries, str(error))
                 continue
             except Exception as error:
                 if not isinstance(error, LadingError):
@@ -120,7 +124,7 @@ class Tables:
                     tell(log, "table raised", error, table=url)
                 self._refuse(entries, type(error).__name__, str(error))
                 continue
-            self._failing.pop(url, None)
+            self._failing.pop(table, None)
             counts = {"rows": done.rows, "requests": len(entries), "conflicts": done.conflicts}
             tell(log, "requests stored", table=url, **counts, seconds=round(done.seconds, 3))
             self._meter.committed(KIND, done.seconds, done.conflicts)
@@ -131,9 +135,9 @@ class Tables:
                 self._meter.answered(group.recipe.task, inputs, [code for one in entries for _, code, _ in one[3]])
         return left
 
-    def _to_try_again(self, url: str, entries: list[Entry], why: str) -> list[Entry]:
+    def _to_try_again(self, table: _Table, entries: list[Entry], why: str) -> list[Entry]:
         """Those that may wait for their table's store a while longer; the others are told why they do not."""
-        patient = time.monotonic() - self._failing.setdefault(url, time.monotonic()) < PATIENCE_S
+        patient = time.monotonic() - self._failing.setdefault(table, time.monotonic()) < PATIENCE_S
         keep = MOST_LEFT if patient else 0
         self._refuse(
             entries[keep:], StopJob.__name__, f"{why}; nothing of this request was stored, send it again later"
@@ -144,6 +148,11 @@ class Tables:
         if entries:
             tell(log, "requests refused", requests=len(entries), kind=kind, why=why)
             self._tell([(member.asked, Failure(kind, why)) for _, member, _, _ in entries])
+
+
+def _table(entry: Entry) -> _Table:
+    group, member, *_ = entry
+    return member.asked.request.into, group.recipe.hash, group.counted
 
 
 def _entries(group: Group) -> list[Entry]:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 # Series that are read.
 READ = (
     "device_busy_seconds_total", "models_resident", "model_resident_bytes", "device_budget_bytes", "model_evictions_total",
-    "model_uses_total", "out_of_memory_total", "redeliveries_total", "uncommitted_rows", "jobs_open",
+    "model_uses_total", "out_of_memory_total", "redeliveries_total", "uncommitted_rows", "uncommitted_since_timestamp_seconds",
+    "jobs_open",
 )  # fmt: skip
 # Errors that say that a request asks for what cannot be had; any other is a failure of ours, or of what we lean on.
 REFUSALS = ("BadMessage", "UsageError", "OutputError", "ModelError")
@@ -93,9 +94,6 @@ class WorkerMeter(Meter):
         rejects = Counter(errors)
         self._documents(op, inputs - rejects.total(), rejects)
 
-    def waits(self, sink: str) -> None:
-        self.book.set("last_commit_timestamp_seconds", time.time(), sink=sink)
-
     def committed(self, sink: str, seconds: float, conflicts: int) -> None:
         self.book.observe("commit_seconds", seconds, sink=sink)
         self.book.add("commit_conflicts_total", conflicts, sink=sink)
@@ -139,10 +137,15 @@ class WorkerMeter(Meter):
         yield "out_of_memory_total", gauges.too_large, {"outcome": "rejected"}
         for name, queue in (("shards", worker.shards), ("requests", worker.requests)):
             yield "redeliveries_total", worker.leases.redelivered[queue.name], {"queue": name}
-        rows = worker.folds.waiting_rows()
-        rows[into.KIND] += worker.answers.waiting_rows()
+        waiting = [*worker.folds.waiting(), *((into.KIND, *one) for one in worker.answers.waiting())]
         for sink in SINKS:
-            yield "uncommitted_rows", rows[sink], {"sink": sink}
+            yield "uncommitted_rows", sum(rows for kind, rows, _ in waiting if kind == sink), {"sink": sink}
+            if since := [began for kind, rows, began in waiting if kind == sink and rows]:
+                yield (
+                    "uncommitted_since_timestamp_seconds",
+                    time.time() - (time.monotonic() - min(since)),
+                    {"sink": sink},
+                )
         yield from self._models(worker.residents)
 
     def _models(self, residents: Residents) -> Iterator[Sample]:

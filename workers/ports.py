@@ -143,9 +143,6 @@ class Meter:
     def answered(self, op: str, inputs: int, errors: Iterable[str]) -> None:
         """Of requests that were answered: how many inputs in all, and the reject codes of those without a result."""
 
-    def waits(self, sink: str) -> None:
-        """Rows wait to come into view, and none did before."""
-
     def committed(self, sink: str, seconds: float, conflicts: int) -> None:
         """Rows came into view."""
 

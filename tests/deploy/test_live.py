@@ -124,7 +124,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Iterat
             "ROOTS": f"{folder},{tiny_encoder.parent}",
             "PRICE_PER_HOUR": "0.5",
             "CAPACITY": "spot",
-            "FOLD_INTERVAL_S": "0.1",
+            "FOLD_INTERVAL_S": "3",  # rows are seen waiting by a scrape or two
             "SWEEP_INTERVAL_S": "0.2",
             "THREADS": "1",
         }

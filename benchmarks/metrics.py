@@ -10,12 +10,10 @@ tell a cost of a percent where the clock of a busy machine does not; both are sh
 from __future__ import annotations
 
 import argparse
-import os
 import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +23,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.queueing import CLIENTS, REQUESTS, WorkerProcess, closed_loop, corpus, model_folder, queued, requests
+from benchmarks.queueing import (
+    CLIENTS,
+    REQUESTS,
+    WorkerProcess,
+    closed_loop,
+    corpus,
+    installation,
+    model_folder,
+    queued,
+    requests,
+)
 from benchmarks.report import Report
 from lading.config.metrics import MOST_MODELS
 from lading.config.words import counted
@@ -135,23 +143,11 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a short form, to see that it works")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(words)
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        (scratch / "redis").mkdir()
-        server = RedisServer(scratch / "redis")
-        os.environ |= {
-            "LADING_BROKER_URL": server.url,
-            "LADING_JOBS": str(scratch / "jobs"),
-            "OMP_NUM_THREADS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        try:
-            model = model_folder(given.model, scratch)
-            count, rows, rounds = (500, 300, 1) if given.quick else (given.requests, given.rows, given.rounds)
-            alone(Report(given.json))
-            run(Report(given.json), server, scratch, model, count=count, rows=rows, rounds=rounds)
-        finally:
-            server.close()
+    with installation() as (server, scratch):
+        model = model_folder(given.model, scratch)
+        count, rows, rounds = (500, 300, 1) if given.quick else (given.requests, given.rows, given.rounds)
+        alone(Report(given.json))
+        run(Report(given.json), server, scratch, model, count=count, rows=rows, rounds=rounds)
 
 
 if __name__ == "__main__":

@@ -369,17 +369,9 @@ PARTS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--part", action="append", choices=PARTS, help="which; repeat it (default: all)")
-    parser.add_argument("--model", choices=("tiny", "minilm"), default="minilm")
-    parser.add_argument(
-        "--rounds", type=int, default=3, help="of interleaved measurements, whose medians are shown (default: 3)"
-    )
-    parser.add_argument("--quick", action="store_true", help="a short form, to see that it works")
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    report = Report(given.json)
+@contextmanager
+def installation() -> Iterator[tuple[RedisServer, Path]]:
+    """A Redis and a folder of its own, which this process and its children use from now on, one thread each."""
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         (scratch / "redis").mkdir()
@@ -391,11 +383,26 @@ def main() -> None:
             "TOKENIZERS_PARALLELISM": "false",
         }
         try:
-            model = model_folder(given.model, scratch)
-            for part in given.part or PARTS:
-                PARTS[part](report, server, scratch, model, given.quick, 1 if given.quick else given.rounds)
+            yield server, scratch
         finally:
             server.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--part", action="append", choices=PARTS, help="which; repeat it (default: all)")
+    parser.add_argument("--model", choices=("tiny", "minilm"), default="minilm")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="of interleaved measurements, whose medians are shown (default: 3)"
+    )
+    parser.add_argument("--quick", action="store_true", help="a short form, to see that it works")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    report = Report(given.json)
+    with installation() as (server, scratch):
+        model = model_folder(given.model, scratch)
+        for part in given.part or PARTS:
+            PARTS[part](report, server, scratch, model, given.quick, 1 if given.quick else given.rounds)
 
 
 if __name__ == "__main__":

@@ -176,7 +176,8 @@ class Engine:
                         break
                     yield shard, rows
             except ShardError as error:
-                failure, shard.later = str(error), isinstance(error, NotNow)
+                failure = str(error)
+                shard.later = shard.later or isinstance(error, NotNow)  # it may have been given up for now already
             yield shard, failure
 
     def _prepare(
